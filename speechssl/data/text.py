@@ -1,8 +1,8 @@
 """Transcripts to CTC labels and back.
 
-A symbol is one Unicode code point of the normalised transcript, whatever the script: where Unicode has no composed
-form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between words is a symbol
-like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no transcript can contain.
+A symbol is one Unicode code point of the normalised transcript, whatever the script: where Unicode has no
+composed form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between words is
+a symbol like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no transcript holds.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.symbols or self.symbols[BLANK_INDEX] != BLANK:
-            raise UserError(f"a vocabulary must begin with {BLANK!r}, and this one is {_shorten(self.symbols)}")
+            raise UserError(f"a vocabulary must begin with {BLANK!r}, not as {_shorten(self.symbols)}")
         for symbol in self.symbols[1:]:
             if len(symbol) != 1:
-                raise UserError(f"the vocabulary holds {symbol!r}, and all after {BLANK!r} must be single characters")
+                raise UserError(f"the vocabulary holds {symbol!r}, but all after {BLANK!r} are single characters")
         if len(self._index) != len(self.symbols):
             raise UserError(f"the vocabulary holds a symbol twice: {_shorten(self.symbols)}")
 
@@ -59,9 +59,9 @@ class Vocabulary:
         Raises:
             UserError: there is no character in them.
         """
-        characters = sorted({character for text in texts for character in normalize(text, lowercase=lowercase)})
+        characters = sorted({c for text in texts for c in normalize(text, lowercase=lowercase)})
         if not characters:
-            raise UserError("the transcripts are all empty, so there is no vocabulary: give clips that have a text")
+            raise UserError("the transcripts are all empty, so they give no vocabulary: add clips with a text")
         return cls((BLANK, *characters))
 
     def encode(self, text: str) -> list[int]:
@@ -74,13 +74,13 @@ class Vocabulary:
         outside = self.outside(text)
         if outside:
             raise UserError(
-                f"the transcript {text!r} has characters outside the vocabulary, {describe(outside)}: correct the "
-                "transcript, leave the clip out, or fine-tune on transcripts that hold these characters"
+                f"the transcript {text!r} has characters outside the vocabulary, {describe(outside)}: correct "
+                "the transcript, leave the clip out, or fine-tune on transcripts that hold these characters"
             )
         return [self._index[character] for character in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of labels; blanks are left out, repeats are kept (collapsing them is the decoder's work)."""
+        """The text of labels; blanks are left out, repeats kept (collapsing them is the decoder's work)."""
         return "".join(self.symbols[i] for i in ids if i != BLANK_INDEX)
 
     def outside(self, text: str) -> list[str]:
@@ -96,7 +96,7 @@ class Vocabulary:
 
 
 def describe(characters: Iterable[str]) -> str:
-    """Characters with code points and Unicode names, for a message: 'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)."""
+    """Characters with code points and names, for a message: 'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)."""
     return ", ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'unnamed')})" for c in characters)
 
 

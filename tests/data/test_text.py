@@ -1,4 +1,4 @@
-"""Normalisation and the character vocabulary, against forms written out by hand and Python's own Unicode tables."""
+"""Normalisation and the character vocabulary, against forms by hand and Python's own Unicode tables."""
 
 from __future__ import annotations
 
