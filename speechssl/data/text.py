@@ -1,8 +1,9 @@
 """Transcripts to CTC labels and back.
 
 A symbol is one Unicode code point of the normalised transcript, whatever the script: where Unicode has no
-composed form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between words is
-a symbol like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no transcript holds.
+composed form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between words
+is a symbol like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no transcript
+holds.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Vocabulary:
             raise UserError(f"a vocabulary must begin with {BLANK!r}, not as {_shorten(self.symbols)}")
         for symbol in self.symbols[1:]:
             if len(symbol) != 1:
-                raise UserError(f"the vocabulary holds {symbol!r}, but all after {BLANK!r} are single characters")
+                raise UserError(f"the vocabulary holds {symbol!r}, but after {BLANK!r} come single characters")
         if len(self._index) != len(self.symbols):
             raise UserError(f"the vocabulary holds a symbol twice: {_shorten(self.symbols)}")
 
@@ -61,7 +62,7 @@ class Vocabulary:
         """
         characters = sorted({c for text in texts for c in normalize(text, lowercase=lowercase)})
         if not characters:
-            raise UserError("the transcripts are all empty, so they give no vocabulary: add clips with a text")
+            raise UserError("all transcripts are empty, so they give no vocabulary: add clips with a text")
         return cls((BLANK, *characters))
 
     def encode(self, text: str) -> list[int]:
@@ -74,8 +75,8 @@ class Vocabulary:
         outside = self.outside(text)
         if outside:
             raise UserError(
-                f"the transcript {text!r} has characters outside the vocabulary, {describe(outside)}: correct "
-                "the transcript, leave the clip out, or fine-tune on transcripts that hold these characters"
+                f"the transcript {text!r} has characters outside the vocabulary, {describe(outside)}: "
+                "correct the transcript, leave the clip out, or fine-tune on transcripts that hold these characters"
             )
         return [self._index[character] for character in text]
 
