@@ -1,9 +1,9 @@
 """Transcripts to CTC labels and back.
 
 A symbol is one Unicode code point of the normalised transcript, whatever the script: where Unicode has no
-composed form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between words
-is a symbol like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no transcript
-holds.
+composed form, a combining accent stays a symbol of its own, so no accent is ever lost. The space between
+words is a symbol like any other. Index 0 is the blank of CTC (Graves et al. 2006, section 3.1), which no
+transcript holds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Vocabulary:
             raise UserError(f"a vocabulary must begin with {BLANK!r}, not as {_shorten(self.symbols)}")
         for symbol in self.symbols[1:]:
             if len(symbol) != 1:
-                raise UserError(f"the vocabulary holds {symbol!r}, but after {BLANK!r} come single characters")
+                raise UserError(f"the vocabulary holds {symbol!r}, but after {BLANK!r} each is one character")
         if len(self._index) != len(self.symbols):
             raise UserError(f"the vocabulary holds a symbol twice: {_shorten(self.symbols)}")
 
@@ -76,7 +76,7 @@ class Vocabulary:
         if outside:
             raise UserError(
                 f"the transcript {text!r} has characters outside the vocabulary, {describe(outside)}: "
-                "correct the transcript, leave the clip out, or fine-tune on transcripts that hold these characters"
+                "correct the transcript, leave the clip out, or fine-tune on transcripts that hold them"
             )
         return [self._index[character] for character in text]
 

@@ -39,8 +39,8 @@ class Word:
     Attributes:
         text: its characters.
         start_s: where its first character begins, seconds from the start of the clip.
-        end_s: where its last character ends, seconds. CTC marks a character where it is sure of it, often only
-            for a frame or two, so a word tends to end a little early.
+        end_s: where its last character ends, seconds. CTC marks a character where it is sure of it, often
+            only for a frame or two, so a word tends to end a little early.
         confidence: mean of its characters' confidences.
     """
 
