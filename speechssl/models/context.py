@@ -1,0 +1,162 @@
+"""The context network: convolutional positions and a Transformer over packed frames (wav2vec 2.0, section 2).
+
+Frames of all clips lie end to end, x [P, C]. Linear layers and norms do not care where a clip ends; convolution and
+attention take each run of equally long clips as a batch, so there is no padding and no mask.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.models.lengths import runs
+
+
+class PositionalConvolution(nn.Module):
+    """Relative positions by one wide grouped convolution with weight norm over its taps, and GELU."""
+
+    def __init__(self, hidden_size: int, kernel: int, groups: int):
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        weight = torch.empty(hidden_size, hidden_size // groups, kernel)
+        nn.init.normal_(weight, std=(4.0 / (kernel * hidden_size)) ** 0.5)
+        self.weight_v = nn.Parameter(weight)
+        self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
+        """[P, C] -> [P, C]."""
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
+        outputs, start = [], 0
+        for _, count, length in runs(frame_lengths):
+            run = x[start : start + count * length].view(count, length, -1).transpose(1, 2)
+            y = F.conv1d(run, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+            outputs.append(y[..., :length].transpose(1, 2).flatten(0, 1))
+            start += count * length
+        return F.gelu(torch.cat(outputs))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each clip; query, key and value come from one projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
+        """[P, C] -> [P, C]."""
+        qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
+        dropout = self.dropout if self.training else 0.0
+        outputs, start = [], 0
+        for _, count, length in runs(frame_lengths):
+            run = qkv[start : start + count * length].view(count, length, 3, self.num_heads, -1)
+            query, key, value = run.permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            outputs.append(y.transpose(1, 2).reshape(count * length, -1))
+            start += count * length
+        return self.out(torch.cat(outputs))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each with its residual; LayerNorm after the sum (post-norm) or before (pre-norm)."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        feed_forward_size: int,
+        pre_norm: bool,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.pre_norm, self.dropout, self.activation_dropout = pre_norm, dropout, activation_dropout
+        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.feed_in = nn.Linear(hidden_size, feed_forward_size)
+        self.feed_out = nn.Linear(feed_forward_size, hidden_size)
+        self.feed_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+
+    def _drop(self, x: Tensor, probability: float) -> Tensor:
+        return F.dropout(x, probability, self.training) if probability else x
+
+    def _attend(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
+        return self._drop(self.attention(x, frame_lengths), self.dropout)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        x = self._drop(F.gelu(self.feed_in(x)), self.activation_dropout)
+        return self._drop(self.feed_out(x), self.dropout)
+
+    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
+        """[P, C] -> [P, C]."""
+        if self.pre_norm:
+            x = x + self._attend(self.attention_norm(x), frame_lengths)
+            return x + self._feed(self.feed_norm(x))
+        x = self.attention_norm(x + self._attend(x, frame_lengths))
+        return self.feed_norm(x + self._feed(x))
+
+
+class ContextNetwork(nn.Module):
+    """Positions, then Transformer layers with LayerDrop (Fan et al. 2019) while training."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        position_kernel: int,
+        position_groups: int,
+        pre_norm: bool,
+        dropout: float,
+        layer_drop: float,
+        norm_eps: float,
+        **layer: float,
+    ):
+        super().__init__()
+        self.pre_norm, self.dropout, self.layer_drop = pre_norm, dropout, layer_drop
+        self.positions = PositionalConvolution(hidden_size, position_kernel, position_groups)
+        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.layers = nn.ModuleList(
+            TransformerLayer(hidden_size=hidden_size, pre_norm=pre_norm, dropout=dropout, norm_eps=norm_eps, **layer)
+            for _ in range(num_layers)
+        )
+        self.apply(_init_linear)
+
+    def forward(
+        self, x: Tensor, frame_lengths: list[int], *, generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """[P, C] -> layers + 1 tensors [P, C]: the first layer's input and each layer's output.
+
+        With pre-norm the last is after the final LayerNorm. `generator` decides which layers are dropped this step.
+        """
+        x = x + self.positions(x, frame_lengths)
+        if not self.pre_norm:
+            x = self.norm(x)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        states = [x]
+        dropped = self._draw_dropped(generator)
+        for layer, drop in zip(self.layers, dropped, strict=True):
+            x = x if drop else layer(x, frame_lengths)
+            states.append(x)
+        if self.pre_norm:
+            states[-1] = self.norm(x)
+        return states
+
+    def _draw_dropped(self, generator: torch.Generator | None) -> list[bool]:
+        if not (self.training and self.layer_drop):
+            return [False] * len(self.layers)
+        return (torch.rand(len(self.layers), generator=generator) < self.layer_drop).tolist()
+
+
+def _init_linear(module: nn.Module) -> None:
+    """BERT's initialisation, as the reference has it."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,159 @@
+"""The encoder: feature encoder, projection and context network, built from one plain config."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.errors import UserError
+from speechssl.models.context import ContextNetwork
+from speechssl.models.feature_encoder import FeatureEncoder
+from speechssl.models.lengths import hop, receptive_field
+from speechssl.types import EncoderOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape of an encoder; plain data, so that it lives in a checkpoint.
+
+    Attributes:
+        conv_channels, conv_kernels, conv_strides: the feature encoder, one number a layer.
+        conv_norm: "group" (first layer, BASE) or "layer" (each layer, LARGE).
+        conv_bias: whether the convolutions have a bias.
+        hidden_size, num_layers, num_heads, feed_forward_size: the Transformer.
+        position_kernel, position_groups: the convolutional positional embedding.
+        pre_norm: LayerNorm before attention and feed-forward (LARGE) instead of after the sum (BASE).
+        dropout: after attention, after feed-forward and after the positions.
+        attention_dropout, activation_dropout: within attention and within feed-forward.
+        projection_dropout: after the projection of the features.
+        layer_drop: probability of leaving out a layer in a training step.
+        norm_eps: epsilon of every LayerNorm.
+    """
+
+    conv_channels: tuple[int, ...]
+    conv_kernels: tuple[int, ...]
+    conv_strides: tuple[int, ...]
+    conv_norm: str
+    conv_bias: bool
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    feed_forward_size: int
+    position_kernel: int
+    position_groups: int
+    pre_norm: bool
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    projection_dropout: float = 0.0
+    layer_drop: float = 0.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("conv_channels", "conv_kernels", "conv_strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides):
+            raise UserError("the encoder's conv_channels, conv_kernels and conv_strides must be equally long lists")
+        if self.conv_norm not in ("group", "layer"):
+            raise UserError(f"the encoder's conv_norm is {self.conv_norm!r}, but must be 'group' or 'layer'")
+        for divisor in ("num_heads", "position_groups"):
+            if self.hidden_size % getattr(self, divisor):
+                raise UserError(
+                    f"the encoder's hidden_size {self.hidden_size} is not a multiple of {divisor} {getattr(self, divisor)}"
+                )
+
+    @classmethod
+    def from_dict(cls, values: dict) -> EncoderConfig:
+        """A config from plain data; unknown or missing keys are a UserError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        missing = sorted(required - set(values))
+        if unknown or missing:
+            raise UserError(f"the encoder's config has unknown keys {unknown} and lacks {missing}")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """Plain data that `from_dict` takes."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples of the shortest clip that gives a frame."""
+        return receptive_field(self.conv_kernels, self.conv_strides)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return hop(self.conv_strides)
+
+
+class Encoder(nn.Module):
+    """Raw waveforms to contextual frames.
+
+    An objective that masks or taps the features calls `features` and `contextualize` in turn; `forward` is both.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.feature_encoder = FeatureEncoder(
+            channels=config.conv_channels,
+            kernels=config.conv_kernels,
+            strides=config.conv_strides,
+            norm=config.conv_norm,
+            bias=config.conv_bias,
+        )
+        self.feature_norm = nn.LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
+        self.projection = nn.Linear(config.conv_channels[-1], config.hidden_size)
+        self.mask_vector = nn.Parameter(torch.empty(config.hidden_size).uniform_())
+        self.context = ContextNetwork(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            feed_forward_size=config.feed_forward_size,
+            position_kernel=config.position_kernel,
+            position_groups=config.position_groups,
+            pre_norm=config.pre_norm,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            layer_drop=config.layer_drop,
+            norm_eps=config.norm_eps,
+        )
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
+        """Waveforms [B, N] with lengths [B] in samples -> the feature encoder's frames [P, C_conv], frames a clip."""
+        return self.feature_encoder(waveforms, lengths)
+
+    def contextualize(
+        self,
+        normed: Tensor,
+        frame_lengths: list[int],
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> EncoderOutput:
+        """Features after `feature_norm` [P, C_conv] -> EncoderOutput; frames where `mask` [P] is true are hidden."""
+        x = self.projection(normed)
+        if self.config.projection_dropout:
+            x = F.dropout(x, self.config.projection_dropout, self.training)
+        if mask is not None:
+            x = torch.where(mask[:, None], self.mask_vector.to(x.dtype), x)
+        return EncoderOutput(self.context(x, frame_lengths, generator=generator), frame_lengths)
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> EncoderOutput:
+        """Waveforms float32 [B, N] and lengths int64 [B] in samples -> EncoderOutput."""
+        features, frame_lengths = self.features(waveforms, lengths)
+        return self.contextualize(self.feature_norm(features), frame_lengths, mask=mask, generator=generator)

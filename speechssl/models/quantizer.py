@@ -1,0 +1,61 @@
+"""The Gumbel product quantizer (wav2vec 2.0, section 2, equations 1 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Quantized:
+    """What the quantizer makes of M frames.
+
+    Attributes:
+        vectors: [M, code size], the chosen codewords of all groups side by side, with straight-through gradient.
+        codes: int64 [M, G], the hard choices.
+        probabilities: [M, G, V], the softmax without noise and temperature, for the diversity loss.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    probabilities: Tensor
+
+
+class GumbelQuantizer(nn.Module):
+    """Chooses one of V codewords in each of G groups, at random by Gumbel noise while training."""
+
+    def __init__(self, input_size: int, *, num_groups: int, num_codewords: int, code_size: int):
+        super().__init__()
+        self.num_groups, self.num_codewords = num_groups, num_codewords
+        self.projection = nn.Linear(input_size, num_groups * num_codewords)
+        self.codebook = nn.Parameter(torch.rand(num_groups, num_codewords, code_size // num_groups))
+        nn.init.normal_(self.projection.weight, std=1.0)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, x: Tensor, *, temperature: float, noise: Tensor | None) -> Quantized:
+        """Frames [M, C] -> Quantized. `noise` is Gumbel noise [M, G, V]; None chooses the likeliest codeword."""
+        logits = self.projection(x).float().view(-1, self.num_groups, self.num_codewords)
+        probabilities = logits.softmax(-1)
+        noisy = logits if noise is None else (logits + noise) / temperature
+        codes = noisy.argmax(-1)
+        choice = F.one_hot(codes, self.num_codewords).to(noisy.dtype)
+        if noise is not None:
+            soft = noisy.softmax(-1)
+            choice = choice - soft.detach() + soft
+        # One product for each group: [G, M, V] by [G, V, code size / G].
+        vectors = torch.bmm(choice.transpose(0, 1), self.codebook.to(choice.dtype))
+        return Quantized(vectors.transpose(0, 1).flatten(1), codes, probabilities)
+
+
+def gumbel_noise(num_frames: int, num_groups: int, num_codewords: int, *, generator: torch.Generator) -> Tensor:
+    """float32 [M, G, V] drawn from the standard Gumbel distribution."""
+    return -torch.empty(num_frames, num_groups, num_codewords).exponential_(generator=generator).log()
+
+
+def perplexity(mean_probabilities: Tensor) -> Tensor:
+    """Scalar: exp(entropy) of each group's mean distribution [G, V], summed over groups; at most G * V."""
+    entropy = -torch.special.xlogy(mean_probabilities, mean_probabilities).sum(-1)
+    return entropy.exp().sum()

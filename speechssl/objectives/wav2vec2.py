@@ -1,0 +1,239 @@
+"""wav2vec 2.0: tell the true quantized target of a masked frame from distractors (Baevski et al. 2020, section 3).
+
+Everything that is not needed at unmasked frames is computed at masked frames only, and the similarities of a clip are
+one matrix product: of its M masked frames to the M targets of the same clip. How often each was drawn as a distractor
+enters as log(count), so K distractors never exist as a tensor of K x M vectors; the loss is the same sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.errors import UserError
+from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.models.masking import sample_distractors, span_mask
+from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
+from speechssl.rng import generator as make_generator
+from speechssl.types import Batch, LossOutput, Term
+
+
+@dataclass
+class Draw:
+    """The random choices for a batch, so that they can be given and tested.
+
+    Attributes:
+        mask: bool [P], the hidden frames of all clips, packed.
+        num_masked: hidden frames of each clip that takes part in the loss, in the order of the clips.
+        distractors: int64 [M, K] for each of those clips, numbers of masked frames within the clip.
+        noise: Gumbel noise [sum of M, G, V], or None to take the likeliest codeword.
+    """
+
+    mask: Tensor
+    num_masked: list[int]
+    distractors: list[Tensor]
+    noise: Tensor | None
+
+
+class Wav2Vec2Objective(nn.Module):
+    """Contrastive loss with the diversity loss and the feature penalty."""
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        *,
+        num_groups: int,
+        num_codewords: int,
+        code_size: int,
+        final_size: int,
+        num_distractors: int,
+        temperature: float,
+        diversity_weight: float,
+        feature_penalty: float,
+        feature_gradient_scale: float,
+        feature_dropout: float,
+        mask_start_probability: float,
+        mask_span: int,
+        mask_min_spans: int,
+        gumbel_start: float,
+        gumbel_end: float,
+        gumbel_decay: float | None,
+    ):
+        """Args:
+        num_groups, num_codewords, code_size: the quantizer's G, V and the size of its concatenated codewords.
+        final_size: where contexts and targets are compared.
+        num_distractors: K.
+        temperature: kappa of equation 3.
+        diversity_weight: alpha of equation 2.
+        feature_penalty: weight of the mean square of the feature encoder's output.
+        feature_gradient_scale: factor on the gradient into the feature encoder.
+        feature_dropout: on the features that the quantizer sees.
+        mask_start_probability, mask_span, mask_min_spans: see `span_mask`.
+        gumbel_start, gumbel_end: the quantizer's temperature at the first step and its floor.
+        gumbel_decay: factor a step; None reaches gumbel_end at 70 % of the run, as the paper's run did.
+        """
+        super().__init__()
+        if mask_span < 2:
+            raise UserError(f"objective.mask_span is {mask_span}, but distractors need spans of at least 2 frames")
+        self.quantizer = GumbelQuantizer(
+            encoder.conv_channels[-1], num_groups=num_groups, num_codewords=num_codewords, code_size=code_size
+        )
+        self.project_context = nn.Linear(encoder.hidden_size, final_size)
+        self.project_target = nn.Linear(code_size, final_size)
+        self.num_distractors, self.temperature = num_distractors, temperature
+        self.diversity_weight, self.feature_penalty = diversity_weight, feature_penalty
+        self.feature_gradient_scale, self.feature_dropout = feature_gradient_scale, feature_dropout
+        self.mask_options = {
+            "start_probability": mask_start_probability,
+            "span": mask_span,
+            "min_spans": mask_min_spans,
+        }
+        self.gumbel_start, self.gumbel_end, self.gumbel_decay = gumbel_start, gumbel_end, gumbel_decay
+        self.gumbel_temperature = gumbel_start
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Anneal the quantizer's temperature; a function of the step alone, so that a resumed run continues."""
+        decay = self.gumbel_decay
+        if decay is None:
+            decay = (self.gumbel_end / self.gumbel_start) ** (1 / max(0.7 * max_steps, 1))
+        self.gumbel_temperature = max(self.gumbel_start * decay**step, self.gumbel_end)
+
+    def _masks(self, batch: Batch, frame_lengths: list[int]) -> list[Tensor]:
+        return [
+            span_mask(frames, generator=make_generator(seed, "mask"), **self.mask_options)
+            for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
+        ]
+
+    def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
+        """The count of each term that `forward` will return, from lengths and seeds alone."""
+        masked = sum(int(mask.sum()) for mask in self._masks(batch, frame_lengths))
+        return self._counts(masked, sum(frame_lengths))
+
+    def _counts(self, masked: int, frames: int) -> dict[str, int]:
+        return {"contrastive": masked, "diversity": masked, "feature_penalty": frames}
+
+    def draw(self, batch: Batch, frame_lengths: list[int]) -> Draw:
+        """Masks, distractors and (in training) Gumbel noise of each clip, from its seed."""
+        masks, num_masked, distractors, noise = [], [], [], []
+        for mask, seed in zip(self._masks(batch, frame_lengths), batch.seeds, strict=True):
+            masks.append(mask)
+            masked = int(mask.sum())
+            if not masked:
+                continue
+            num_masked.append(masked)
+            drawn = sample_distractors(masked, self.num_distractors, generator=make_generator(seed, "distractors"))
+            distractors.append(drawn)
+            if self.training:
+                shape = masked, self.quantizer.num_groups, self.quantizer.num_codewords
+                noise.append(gumbel_noise(*shape, generator=make_generator(seed, "gumbel")))
+        return Draw(torch.cat(masks), num_masked, distractors, torch.cat(noise) if noise else None)
+
+    def forward(
+        self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None, draw: Draw | None = None
+    ) -> LossOutput:
+        """Loss of a batch; `draw` replaces the random choices that the clips' seeds would give."""
+        features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
+        if self.feature_gradient_scale != 1.0 and features.requires_grad:
+            features = _ScaleGradient.apply(features, self.feature_gradient_scale)
+        penalty = features.float().pow(2).mean(-1).sum()
+        normed = encoder.feature_norm(features)
+
+        draw = draw or self.draw(batch, frame_lengths)
+        mask = draw.mask.to(features.device)
+        indexes = draw.mask.nonzero().squeeze(1).to(features.device)
+        output = encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator)
+        contexts = self.project_context(output.packed[-1].index_select(0, indexes))
+
+        quantizer_input = F.dropout(normed.index_select(0, indexes), self.feature_dropout, self.training)
+        noise = None if draw.noise is None else draw.noise.to(features.device)
+        quantized = self.quantizer(quantizer_input, temperature=self.gumbel_temperature, noise=noise)
+        targets = self.project_target(quantized.vectors.to(contexts.dtype))
+
+        contrastive = self._contrastive(contexts, targets, quantized.codes, draw)
+        count = self._counts(len(indexes), sum(frame_lengths))
+        size = self.quantizer.num_groups * self.quantizer.num_codewords
+        mean_probabilities = quantized.probabilities.mean(0) if len(indexes) else quantized.probabilities.sum(0)
+        diversity = (size - perplexity(mean_probabilities)) / size
+        return LossOutput(
+            terms={
+                "contrastive": Term(contrastive.loss, count["contrastive"]),
+                "diversity": Term(diversity * len(indexes), count["diversity"], self.diversity_weight),
+                "feature_penalty": Term(penalty, count["feature_penalty"], self.feature_penalty),
+            },
+            metrics={
+                "accuracy": (contrastive.correct, count["contrastive"]),
+                "chance": (contrastive.chance, count["contrastive"]),
+                "code_perplexity": (_code_perplexity(quantized), 1),
+                "gumbel_temperature": (self.gumbel_temperature, 1),
+            },
+        )
+
+    def _contrastive(self, contexts: Tensor, targets: Tensor, codes: Tensor, draw: Draw) -> _Contrastive:
+        """Equation 3, summed over the masked frames [sum of M, D] of all clips, in fp32."""
+        contexts = F.normalize(contexts.float(), dim=-1, eps=1e-8)
+        targets = F.normalize(targets.float(), dim=-1, eps=1e-8)
+        total = _Contrastive(*(contexts.new_zeros(()) for _ in range(3)))
+        start = 0
+        for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
+            part = slice(start, start + masked)
+            similarity = contexts[part] @ targets[part].T / self.temperature
+            weights = _log_counts(distractors.to(similarity.device), codes[part])
+            total.add(similarity, weights)
+            start += masked
+        return total
+
+
+@dataclass
+class _Contrastive:
+    """Sums over masked frames: loss (nats), right guesses, and the chance of guessing right."""
+
+    loss: Tensor
+    correct: Tensor
+    chance: Tensor
+
+    def add(self, similarity: Tensor, log_counts: Tensor) -> None:
+        """Similarities [M, M] of contexts to the clip's targets, the true one on the diagonal."""
+        logits = similarity + log_counts
+        true = torch.arange(len(logits), device=logits.device)
+        self.loss = self.loss + F.cross_entropy(logits, true, reduction="sum")
+        with torch.no_grad():
+            candidate = log_counts.isfinite()
+            best = similarity.masked_fill(~candidate, -torch.inf).amax(1)
+            self.correct = self.correct + (similarity.diagonal() >= best).sum()
+            self.chance = self.chance + (1 / candidate.sum(1)).sum()
+
+
+def _log_counts(distractors: Tensor, codes: Tensor) -> Tensor:
+    """[M, M]: log of how often frame j distracts from frame i; 0 on the diagonal, -inf where never.
+
+    A distractor with the same codes as the true target is no distractor (as in fairseq and transformers): -inf too.
+    """
+    num_masked = len(distractors)
+    counts = torch.zeros(num_masked, num_masked, device=distractors.device)
+    counts.scatter_add_(1, distractors, torch.ones_like(distractors, dtype=counts.dtype))
+    same = (codes[:, None] == codes[None]).all(-1)
+    return counts.masked_fill_(same, 0.0).fill_diagonal_(1.0).log_()
+
+
+def _code_perplexity(quantized: Quantized) -> Tensor:
+    """Perplexity of the hard choices within the batch, summed over groups."""
+    size = quantized.probabilities.shape[-1]
+    with torch.no_grad():
+        used = torch.stack([torch.bincount(codes, minlength=size) for codes in quantized.codes.T])
+        return perplexity(used / max(len(quantized.codes), 1))
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # noqa: D102
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+        return gradient * ctx.scale, None
