@@ -1,8 +1,8 @@
 """Figures of speaker identification and verification: accuracy, EER, minDCF, and the trials they rest on.
 
 A trial is a pair of clips with a score, high where the voices are alike; a target trial is a pair by one
-speaker. A threshold accepts the trials that score at least as high. It misses some targets (P_miss) and accepts
-some non-targets (P_fa); trials with equal scores are accepted or rejected together.
+speaker. A threshold accepts the trials that score at least as high. It misses some targets (P_miss) and
+accepts some non-targets (P_fa); trials with equal scores are accepted or rejected together.
 """
 
 from __future__ import annotations
