@@ -56,9 +56,8 @@ class Manifest(Sequence[Utterance]):
 
     def __getitem__(self, index: int) -> Utterance:
         """The clip at `index`, its line parsed anew."""
-        with self.path.open(
-            "rb"
-        ) as file:  # opened each time: an open file is neither pickled nor shared by workers
+        # Opened each time: an open file can be neither pickled nor shared by workers.
+        with self.path.open("rb") as file:
             file.seek(self._offsets[index])
             line = file.readline()
         row = _parse(line, where=f"{self.path}, clip {index + 1} (was the file changed while in use?)")
