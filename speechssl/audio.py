@@ -92,9 +92,7 @@ def load(
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds NaN or infinite samples; export it again or leave it out.")
     waveform = torch.from_numpy(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1))
-    if file.samplerate != sample_rate:
-        waveform = _resampler(file.samplerate, sample_rate)(waveform)
-    return waveform
+    return resample(waveform, source_rate=file.samplerate, target_rate=sample_rate)
 
 
 def info(path: str | os.PathLike[str]) -> AudioInfo:
@@ -107,6 +105,20 @@ def info(path: str | os.PathLike[str]) -> AudioInfo:
         tail = min(file.frames, round(TOLERANCE_S * file.samplerate))
         _read(file, path, start=file.frames - tail, num_samples=tail)
         return AudioInfo(sample_rate=file.samplerate, num_channels=file.channels, num_samples=file.frames)
+
+
+def resample(waveform: Tensor, *, source_rate: int, target_rate: int) -> Tensor:
+    """Float [N] at another rate (samples a second): sinc interpolation with a Hann window."""
+    return waveform if source_rate == target_rate else _resampler(source_rate, target_rate)(waveform)
+
+
+def normalize_waveform(waveform: Tensor) -> Tensor:
+    """Float [N] at zero mean and unit variance, as encoders like LARGE want each clip; silence stays 0.
+
+    The epsilon is that of transformers' feature extractor, so that public weights get what they are used to.
+    """
+    centred = waveform - waveform.mean()
+    return centred / (centred.square().mean() + 1e-7).sqrt()
 
 
 def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:

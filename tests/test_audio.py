@@ -155,3 +155,22 @@ def test_segment_past_the_end(tmp_path):
             audio.load(path, offset_s=offset_s, duration_s=duration_s)
     # A duration rounded to hundredths reaches a little too far.
     assert len(audio.load(path, offset_s=0.5, duration_s=0.51)) == RATE // 2
+
+
+def test_resample_of_the_same_rate_is_the_same():
+    waveform = torch.randn(100)
+    assert audio.resample(waveform, source_rate=8000, target_rate=8000) is waveform
+    assert len(audio.resample(waveform, source_rate=8000, target_rate=RATE)) == 200
+
+
+def test_normalize_waveform_against_transformers():
+    from transformers import Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    for samples in (tone() * 1e-3 + 0.2, np.random.default_rng(0).normal(0, 3, 777).astype(np.float32)):
+        expected = extractor(samples, sampling_rate=RATE)["input_values"][0]
+        np.testing.assert_allclose(audio.normalize_waveform(torch.from_numpy(samples)), expected, atol=1e-4)
+
+
+def test_normalized_silence_is_silence():
+    assert audio.normalize_waveform(torch.full((50,), 0.25)).abs().max() < 1e-3
