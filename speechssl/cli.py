@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import itertools
 import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from importlib import metadata
@@ -57,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), code=2)
     except KeyboardInterrupt:
-        return _fail("interrupted", code=1)
+        print("interrupted", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # Whoever read our results has stopped. Python flushes stdout at exit and would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,24 +126,23 @@ def help_text(verb: str, overrides: list[str]) -> str:
     groups = configuration.verb_groups(verb, configs=configs)
     config, absent = configuration.compose_partial(verb, overrides, configs=configs)
     chosen = {**groups, **dict(override.split("=", 1) for override in overrides if "=" in override)}
-    comments = _comments(configs / f"{verb}.yaml")
+    comments = {}
     lines = [f"usage: speechssl {verb} [key=value ...]", "", _docstring(verb)]
     for group in groups:
         lines += ["", f"{group}=NAME" + (", which must be chosen:" if group in absent else ":")]
         for option in configuration.options(group, configs=configs):
             path = configs / group / f"{option}.yaml"
             mark = "*" if option == chosen[group] else " "
-            lines.append(f"  {mark} {option:<12} {_first_comment(path)}".rstrip())
+            lines.append(_columns(f"  {mark} {option}", _purpose(path), width=16))
             if option == chosen[group]:
                 prefix = group.replace("/", ".")
                 comments.update({f"{prefix}.{key}": text for key, text in _comments(path).items()})
-    lines += ["", "Keys and their values here (* above is the option in use):"]
-    for key, value in configuration.leaves(config):
-        if key.split(".")[0] in absent:
-            continue
-        shown = configuration.PATH_KEYS.get(key, "VALUE") if value == "???" else _show(value)
-        setting = f"  {key}={shown}" + ("  (needed)" if value == "???" else "")
-        lines.append(f"{setting:<48} {comments.get(key, '')}".rstrip())
+    comments |= _comments(configs / f"{verb}.yaml")
+    lines += ["", "Keys, the verb's own first, with their values here (* above is the option in use):"]
+    leaves = [(key, value) for key, value in configuration.leaves(config) if key.split(".")[0] not in absent]
+    for key, value in sorted(leaves, key=lambda leaf: (leaf[1] != "???", leaf[0].split(".")[0] in groups)):
+        shown = f"{configuration.PATH_KEYS.get(key, 'VALUE')}  (needed)" if value == "???" else _show(value)
+        lines.append(_columns(f"  {key}={shown}", comments.get(key, ""), width=42))
     lines += [
         f"`speechssl {verb} {group}=NAME --help` lists the keys of {group}=NAME as well." for group in absent
     ]
@@ -153,10 +155,23 @@ def _docstring(verb: str) -> str:
     return ast.get_docstring(tree) or ""
 
 
-def _first_comment(path: Path) -> str:
-    """The first line of a yaml file, if it is a comment."""
-    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+def _purpose(path: Path) -> str:
+    """The first sentence of the comment that a yaml file begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    comment = " ".join(line.lstrip("# ") for line in lines)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", comment, maxsplit=1)[0]
+
+
+def _columns(left: str, right: str, *, width: int) -> str:
+    """Two columns, the right one wrapped."""
+    first = f"{left:<{width}} "
+    return (
+        textwrap.fill(
+            right, 110, initial_indent=first, subsequent_indent=" " * (width + 1), break_on_hyphens=False
+        )
+        if right
+        else left
+    )
 
 
 def _comments(path: Path) -> dict[str, str]:
@@ -196,7 +211,7 @@ def _set_up_streams() -> None:
 
 
 def _fail(sentence: str, *, code: int) -> int:
-    print(f"speechssl: {sentence}", file=sys.stderr)
+    print(f"error: {sentence}", file=sys.stderr)
     return code
 
 

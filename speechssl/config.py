@@ -27,7 +27,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from speechssl.errors import UserError
 
@@ -49,14 +49,19 @@ PATH_KEYS = {
     "data.test": "FILE",
 }
 
-# What validate() asks of a key, where a verb has it.
+# What validate() asks of a key, where a verb has it: of its whole name, or of the end of it.
 CHOICES = {
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.resume": ("auto", "never", "must"),
 }
-POSITIVE = ("trainer.max_steps", "trainer.checkpoint_every", "data.batch_seconds", "optim.lr")
-NOT_NEGATIVE = ("trainer.seed", "data.num_workers")
+COUNTS = ("trainer.max_steps", "_every", "trainer.accumulate", "trainer.keep_last", "trainer.max_bad_steps")
+RANGES = (
+    ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "max_clip_s", ".lr", ".temperature")),
+    ("0 or more", lambda x: x >= 0, ("trainer.seed", "trainer.clip_norm", "num_workers", "weight_decay")),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("dropout", "layer_drop", "probability")),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share",)),
+)
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1,2]"}
 
@@ -91,6 +96,8 @@ def compose(verb: str, overrides: Iterable[str] = (), *, configs: Path | None = 
         if needed:
             raise UserError(f"speechssl {verb} needs {_listed(needed, last='and')}")
         OmegaConf.to_container(config, resolve=True)  # a reference to nowhere shows now, not later
+    except InterpolationResolutionError as error:
+        raise UserError(f"speechssl {verb} needs {error.full_key}=VALUE here") from error
     except (HydraException, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the config of speechssl {verb} cannot be read: {reason}") from error
@@ -156,8 +163,8 @@ def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             continue
         try:
             value = config[key]
-        except InterpolationToMissingValueError:
-            value = None  # refers to a key that is itself reported as missing
+        except InterpolationResolutionError:
+            value = None  # compose() complains, unless the user sets it
         if isinstance(value, DictConfig):
             yield from leaves(value, f"{name}.")
         elif key != "_target_":
@@ -184,22 +191,32 @@ def validate(verb: str, config: DictConfig) -> None:
     for key, value in leaves(config):
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"speechssl {verb}: {key}={value} must be {_listed(CHOICES[key])}")
-        if key in POSITIVE and value is not None and not value > 0:
-            raise UserError(f"speechssl {verb}: {key}={value} must be more than 0")
-        if key in NOT_NEGATIVE and value is not None and not value >= 0:
-            raise UserError(f"speechssl {verb}: {key}={value} must be 0 or more")
-        if key.endswith("dropout") and value is not None and not 0 <= value < 1:
-            raise UserError(f"speechssl {verb}: {key}={value} must be at least 0 and below 1")
+        for wanted, is_inside, ends in RANGES:
+            if value is None or not key.endswith(ends):
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not is_inside(value):
+                raise UserError(f"speechssl {verb}: {key}={value} must be a number, {wanted}")
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
     """The object that a node's `_target_` names, called with the node's other keys and `arguments`."""
     values = plain(node)
-    target = values.pop("_target_")
+    return _import(values.pop("_target_"))(**values, **arguments)
+
+
+def objective_class(name: str) -> type:
+    """The class of an objective or task by the name in a checkpoint; the package's own yaml says which."""
+    for group in ("objective", "task"):
+        if name in options(group, configs=config_dir()):
+            return _import(OmegaConf.load(config_dir() / group / f"{name}.yaml")["_target_"])
+    raise UserError(f"this speechssl has no objective {name!r}; update it, or use another checkpoint")
+
+
+def _import(target: str) -> Any:
     if not target.startswith("speechssl."):
         raise ValueError(f"_target_ must be inside speechssl, and is {target}")
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)(**values, **arguments)
+    return getattr(importlib.import_module(module), name)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -41,7 +41,9 @@ CONFIGS = {
         "defaults:\n  - corpus: ???\n  - pace: slow\n  - _self_\n"
         "upto: 3  # how far to count\nfail: never\nout: ???\nmodel:\n  width: 1  # of the digits\n"
     ),
-    "corpus/sheep.yaml": "# animals of the meadow\nword: sheep  # what is counted\nroot: null\n",
+    "corpus/sheep.yaml": (
+        "# animals of the meadow,\n# many of them. And more.\nword: sheep  # what is counted\nroot: null\n"
+    ),
     "pace/slow.yaml": "seconds: 1.0\n",
     "pace/fast.yaml": "# in a hurry\nseconds: 0.1\n",
 }
@@ -76,10 +78,10 @@ def test_results_on_stdout_and_logs_on_stderr(count, capsys):
 @pytest.mark.parametrize(
     ("overrides", "code", "part"),
     [
-        ((*GIVEN, "fail=user"), 2, "speechssl: the count is off: give upto=N\n"),
-        ((*GIVEN, "fail=interrupt"), 1, "speechssl: interrupted\n"),
-        ((*GIVEN, "fail=full"), 1, "speechssl: the disk is full: out.json\n"),
-        ((*GIVEN, "fail=access"), 2, "speechssl: cannot use 'out.json': Permission denied\n"),
+        ((*GIVEN, "fail=user"), 2, "error: the count is off: give upto=N\n"),
+        ((*GIVEN, "fail=interrupt"), 1, "interrupted\n"),
+        ((*GIVEN, "fail=full"), 1, "error: the disk is full: out.json\n"),
+        ((*GIVEN, "fail=access"), 2, "error: cannot use 'out.json': Permission denied\n"),
         ((*GIVEN, "upta=2"), 2, "did you mean upto?"),
         ((*GIVEN, "upto=two"), 2, "upto=two must be a whole number"),
         (("corpus=goats", "out=x"), 2, "did you mean corpus=sheep?"),
@@ -122,11 +124,13 @@ def test_the_help_of_a_verb_lists_its_groups_and_keys(count, capsys):
     assert "Count to a number." in lines
     assert "  speechssl count upto=3" in lines
     assert "corpus=NAME, which must be chosen:" in lines
-    assert "    sheep        animals of the meadow" in lines
+    assert "    sheep        animals of the meadow, many of them." in lines
     assert "  * slow" in lines
     assert "    fast         in a hurry" in lines
     assert "  out=DIR  (needed)" in lines
-    assert [line.split() for line in lines if "upto=3 " in line] == [["upto=3", "how", "far", "to", "count"]]
+    assert [line.split() for line in lines if line.startswith("  upto=3 ")] == [
+        ["upto=3", "how", "far", "to", "count"]
+    ]
     assert any(line.startswith("  model.width=1 ") and line.endswith("of the digits") for line in lines)
     assert not any("corpus.word" in line for line in lines)
 

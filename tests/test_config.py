@@ -19,6 +19,7 @@ defaults:
   - model: small
   - corpus: ???
   - head: null
+  - pace: null
   - _self_
 run_dir: ???
 init: none
@@ -35,11 +36,13 @@ trainer:
   device: auto
   shuffle: true
   limit: null
+  limit_share: null
 """,
     "model/small.yaml": "_target_: speechssl.errors.UserError\nwidths: [8, 8]\ndropout: 0.1\n",
     "model/large.yaml": "_target_: speechssl.errors.UserError\nwidths: [16, 16]\ndropout: 0.0\n",
     "corpus/folder.yaml": "name: folder\nroot: ???\n",
     "corpus/fsdd.yaml": "name: fsdd\nroot: here\n",
+    "pace/by_head.yaml": "steps: ${head.beam}\n",
     "head/ctc.yaml": "beam: 1\n",
 }
 NEEDED = ["corpus=fsdd", "run_dir=r", "data.train=t.jsonl"]
@@ -168,6 +171,12 @@ def test_what_is_missing_is_named_with_its_form(configs):
     assert refusal(get, *given_all_but_one) == "speechssl train needs corpus.root=DIR"
 
 
+def test_a_reference_that_leads_nowhere_can_be_set_or_is_asked_for(get):
+    assert get("pace=by_head", "head=ctc").pace.steps == 1
+    assert get("pace=by_head", "pace.steps=4").pace.steps == 4
+    assert refusal(get, "pace=by_head") == "speechssl train needs pace.steps=VALUE here"
+
+
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [
@@ -222,6 +231,8 @@ def test_numbers_take_the_type_of_the_default(get):
 @pytest.mark.parametrize(
     ("override", "part"),
     [
+        ("trainer.limit_share=1.5", "from 0 to 1"),
+        ("trainer.limit_share=some", "a number"),
         ("trainer.precision=fp16", "fp32 or bf16"),
         ("trainer.device=gpu", "auto, cpu or cuda"),
         ("trainer.max_steps=0", "more than 0"),
