@@ -78,6 +78,17 @@ class Transcript:
         return [_word(list(group), frame_s) for is_space, group in groups if not is_space]
 
 
+@dataclass(frozen=True)
+class GreedyDecoder:
+    """`greedy` over one vocabulary, as configs/decoder names it."""
+
+    vocabulary: Vocabulary
+
+    def __call__(self, logits: Tensor) -> Transcript:
+        """Decode one clip: logits [T, V]."""
+        return greedy(logits, self.vocabulary)
+
+
 def greedy(logits: Tensor, vocabulary: Vocabulary) -> Transcript:
     """Decode one clip.
 

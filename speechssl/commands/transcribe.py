@@ -1,0 +1,43 @@
+"""Write down what is said in a recording, or in every recording of a folder.
+
+Examples:
+  speechssl transcribe checkpoint=runs/ctc audio=hello.wav
+  speechssl transcribe checkpoint=runs/ctc audio=recordings > texts.tsv
+  speechssl transcribe checkpoint=runs/ctc audio=hello.wav format=json
+
+Prints the text of a file; for a folder `path<TAB>text`, sorted by path. format=json prints one object a
+line, with the words' times (seconds) and confidences.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from speechssl.config import build
+from speechssl.errors import UserError
+from speechssl.inference import audio_files, load_model
+from speechssl.recognizer import Recognizer
+
+FORMATS = ("text", "json")
+
+
+def run(config: DictConfig) -> None:
+    """Transcribe as the config says."""
+    if config.format not in FORMATS:
+        raise UserError(f"format={config.format} must be {' or '.join(FORMATS)}")
+    paths = audio_files(config.audio)
+    model = load_model(config.checkpoint, device=config.trainer.device)
+    recognizer = Recognizer(model)
+    recognizer.decoder = build(config.decoder, vocabulary=model.objective.vocabulary)
+    is_folder = Path(config.audio).is_dir()
+    for batch, waveforms, lengths in model.batches(paths, batch_seconds=config.data.batch_seconds):
+        for path, transcript in zip(batch, recognizer.decode(waveforms, lengths), strict=True):
+            if config.format == "json":
+                row = {"audio_filepath": str(path), **asdict(recognizer.recognition(transcript))}
+                print(json.dumps(row, ensure_ascii=False))
+            else:
+                print(f"{path}\t{transcript.text}" if is_folder else transcript.text)

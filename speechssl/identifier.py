@@ -1,0 +1,87 @@
+"""Who speaks (or which language, emotion, keyword: any label of a manifest) with a fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speechssl.errors import UserError
+from speechssl.heads.speaker import ClassifyObjective
+from speechssl.inference import Clip, SpeechModel, load_model
+
+
+@dataclass(frozen=True)
+class Identification:
+    """The likeliest label of a clip.
+
+    Attributes:
+        label: the speaker, or whatever the checkpoint tells apart.
+        score: its probability by the softmax over the labels that the checkpoint knows.
+    """
+
+    label: str
+    score: float
+
+
+class Identifier:
+    """A model with a classifier over whole clips.
+
+    Raises:
+        UserError: the model has no classifier.
+    """
+
+    def __init__(self, model: SpeechModel) -> None:
+        if not isinstance(model.objective, ClassifyObjective):
+            raise UserError(
+                f"the checkpoint {model.source} has no classifier, so it cannot tell voices apart: give it "
+                f"one with `speechssl finetune task=speaker init={model.source}`"
+            )
+        self.model = model
+
+    def identify(
+        self, audio: Clip, sample_rate: int | None = None
+    ) -> Identification:
+        """The label of one clip: an audio file, or samples float [N] with their rate.
+
+        Raises:
+            UserError: as `SpeechModel.read`.
+        """
+        [identification] = self.classify(self.embed_clip(audio, sample_rate)[None])
+        return identification
+
+    def compare(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> float:
+        """Cosine of the embeddings of two audio files: up to 1, the higher the likelier the same voice."""
+        return F.cosine_similarity(self.embed_clip(one), self.embed_clip(other), dim=0).item()
+
+    def embed_clip(
+        self, audio: Clip, sample_rate: int | None = None
+    ) -> Tensor:
+        """The embedding float32 [E] of one clip."""
+        waveform = self.model.read(audio, sample_rate)
+        return self.embed(waveform[None], torch.tensor([len(waveform)]))[0]
+
+    @torch.inference_mode()
+    def embed(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """A batch, zero-padded float32 [B, N] with lengths int64 [B] in samples -> embeddings [B, E]."""
+        return self.model.objective.embed(self.model.encode(waveforms, lengths)).float()
+
+    @torch.inference_mode()
+    def classify(self, embeddings: Tensor) -> list[Identification]:
+        """The label of each embedding [B, E]."""
+        scores, best = self.model.objective.classify(embeddings).float().softmax(-1).max(-1)
+        labels = self.model.objective.labels
+        found = zip(best.tolist(), scores.tolist(), strict=True)
+        return [Identification(labels[i], score) for i, score in found]
+
+
+def load_identifier(checkpoint: str | os.PathLike[str], *, device: str = "auto") -> Identifier:
+    """The identifier of a checkpoint (or run folder) that was fine-tuned with task=speaker or task=classify.
+
+    Raises:
+        UserError: as `load_model`, or it has no classifier.
+    """
+    return Identifier(load_model(checkpoint, device=device))

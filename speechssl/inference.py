@@ -1,0 +1,172 @@
+"""A checkpoint put to use: its model in evaluation mode, and clips read the way that model wants them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from speechssl import audio
+from speechssl.errors import UserError
+from speechssl.training.checkpoint import build_model, load_checkpoint
+from speechssl.training.run import choose_device
+from speechssl.types import EncoderOutput
+
+log = logging.getLogger("speechssl")
+
+# An audio file, or the samples of one channel, float [N].
+Clip = str | os.PathLike[str] | np.ndarray | Tensor
+
+@dataclass
+class SpeechModel:
+    """Encoder and head of a checkpoint.
+
+    Attributes:
+        encoder, objective: in evaluation mode, on `device`.
+        sample_rate: of the waveforms it takes, samples a second.
+        normalize: whether it takes each clip at zero mean and unit variance.
+        device: where it computes.
+        source: the checkpoint, for messages.
+    """
+
+    encoder: nn.Module
+    objective: nn.Module
+    sample_rate: int
+    normalize: bool
+    device: torch.device
+    source: Path
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip that gives a frame."""
+        return self.encoder.config.receptive_field
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.encoder.config.hop / self.sample_rate
+
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Zero-padded waveforms float32 [B, N] with lengths int64 [B] in samples -> EncoderOutput."""
+        return self.encoder(waveforms.to(self.device), lengths)
+
+    def read(self, source: Clip, sample_rate: int | None = None) -> Tensor:
+        """A clip as the model wants it.
+
+        Args:
+            source: an audio file, or the samples of one channel: float [N], full scale at 1.
+            sample_rate: samples a second of an array; a file says its own.
+
+        Returns:
+            float32 [N] at the model's rate.
+
+        Raises:
+            UserError: the file cannot be used, the samples are not float [N] with a rate, or the clip is too
+                short.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            name, waveform = str(source), audio.load(source, sample_rate=self.sample_rate)
+        else:
+            name, waveform = "the clip", self._from_samples(source, sample_rate)
+        if len(waveform) < self.min_samples:
+            raise UserError(
+                f"{name}: lasts {len(waveform) / self.sample_rate:.4f} s, and the model needs at least "
+                f"{self.min_samples / self.sample_rate:.4f} s; give a longer recording."
+            )
+        return audio.normalize_waveform(waveform) if self.normalize else waveform
+
+    def batches(
+        self, paths: Sequence[Path], *, batch_seconds: float
+    ) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
+        """Files in their order, as (paths, waveforms [B, N], lengths [B]) of at most `batch_seconds` in all.
+
+        A longer file comes alone. A file that cannot be used is named on the log and left out, so that the
+        others are not lost for it.
+
+        Raises:
+            UserError: at the end, if there were such files.
+        """
+        ready: list[tuple[Path, Tensor]] = []
+        unusable: list[str] = []
+        for path in paths:
+            try:
+                waveform = self.read(path)
+            except UserError as error:
+                log.warning("%s", error)
+                unusable.append(str(error))
+                continue
+            num_samples = len(waveform) + sum(len(x) for _, x in ready)
+            if ready and num_samples > batch_seconds * self.sample_rate:
+                yield _pad(ready)
+                ready = []
+            ready.append((path, waveform))
+        if ready:
+            yield _pad(ready)
+        if len(paths) == 1 and unusable:
+            raise UserError(unusable[0])
+        if unusable:
+            raise UserError(f"{len(unusable)} of {len(paths)} files cannot be used, the first: {unusable[0]}")
+
+    def _from_samples(self, samples: np.ndarray | Tensor, sample_rate: int | None) -> Tensor:
+        samples = torch.as_tensor(samples)
+        if samples.ndim != 1 or not samples.is_floating_point():
+            kind = f"{samples.dtype} {list(samples.shape)}".removeprefix("torch.")
+            raise UserError(f"the samples are {kind}: give one channel of floats [N] with full scale at 1")
+        if sample_rate is None:
+            raise UserError("the rate of the samples is not known: give sample_rate, in samples a second")
+        if not samples.isfinite().all():
+            raise UserError("the samples hold NaN or infinite values: correct them first")
+        return audio.resample(samples.float(), source_rate=sample_rate, target_rate=self.sample_rate)
+
+
+def load_model(path: str | os.PathLike[str], *, device: str = "auto") -> SpeechModel:
+    """The model of a checkpoint: its folder, or a run's, of which `best` is taken where there is one.
+
+    Args:
+        path: CHECKPOINT.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or there is no GPU for "cuda".
+    """
+    checkpoint = load_checkpoint(path, prefer="best")
+    encoder, objective = build_model(checkpoint)
+    place = torch.device(choose_device(device))
+    return SpeechModel(
+        encoder=encoder.to(place).eval(),
+        objective=objective.to(place).eval(),
+        sample_rate=checkpoint.config["sample_rate"],
+        normalize=checkpoint.config["normalize"],
+        device=place,
+        source=checkpoint.folder,
+    )
+
+
+def audio_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The file itself, or all audio files below a folder, sorted by path.
+
+    Raises:
+        UserError: there is no such file or folder, or no audio in the folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder; correct the path.")
+    if not path.is_dir():
+        return [path]
+    found = [p for p in path.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file()]
+    if not found:
+        kinds = ", ".join(sorted(audio.EXTENSIONS))
+        raise UserError(f"{path}: has no audio file in it or below it ({kinds}); give another folder.")
+    return sorted(found, key=str)
+
+
+def _pad(clips: list[tuple[Path, Tensor]]) -> tuple[list[Path], Tensor, Tensor]:
+    paths, waveforms = zip(*clips, strict=True)
+    return list(paths), pad_sequence(waveforms, batch_first=True), torch.tensor([len(x) for x in waveforms])

@@ -1,0 +1,206 @@
+"""`speechssl evaluate` with models whose answers are known, so that every figure follows by hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from speechssl import cli, manifest
+from speechssl.commands.evaluate import verification
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys, tmp_path):
+    """Run the command with a model on a manifest -> (exit code, stdout, stderr)."""
+
+    def run(model, *overrides: str):
+        monkeypatch.setattr("speechssl.commands.evaluate.load_model", lambda path, device: model)
+        given = (f"data.test={tmp_path / 'data' / 'test.jsonl'}", f"out={tmp_path / 'out'}")
+        code = cli.main(["evaluate", "checkpoint=run", *given, *overrides])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path, audio_tools):
+    """Write clips and their manifest from (spelled, {keys}) each."""
+
+    def write(*clips):
+        rows = []
+        for i, (spelled, keys) in enumerate(clips):
+            waveform = audio_tools.spell(spelled)
+            audio_tools.save(tmp_path / "data" / f"{i}.wav", waveform)
+            rows.append({"audio_filepath": f"{i}.wav", "duration": len(waveform) / 16_000, **keys})
+        manifest.write(tmp_path / "data" / "test.jsonl", rows)
+
+    return write
+
+
+def results(tmp_path, name):
+    lines = (tmp_path / "out" / name).read_text(encoding="utf-8").splitlines()
+    return json.loads((tmp_path / "out" / "metrics.json").read_text()), [json.loads(line) for line in lines]
+
+
+def test_recognition_by_hand(evaluate, corpus, spelling_model, tmp_path):
+    corpus(
+        ("ab c", {"text": "ab c", "speaker": "zoe", "id": "first"}),
+        ("a", {"text": "b", "speaker": "ann", "id": "second"}),
+        ("abc abc", {"text": "abc abd abc", "speaker": "zoe", "id": "third"}),
+    )
+    code, out, _ = evaluate(spelling_model)
+    metrics, rows = results(tmp_path, "hypotheses.jsonl")
+    assert code == 0
+    keys = "id", "audio_filepath", "reference", "hypothesis"
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("first", str(tmp_path / "data/0.wav"), "ab c", "ab c"),
+        ("second", str(tmp_path / "data/1.wav"), "b", "a"),
+        ("third", str(tmp_path / "data/2.wav"), "abc abd abc", "abc abc"),
+    ]
+    assert all(row.keys() == set(keys) for row in rows)
+    # One substitution and one deletion in six words; b/a and the four characters "abd " of 16.
+    assert metrics["wer"] == pytest.approx(2 / 6)
+    assert metrics["cer"] == pytest.approx(5 / 16)
+    assert metrics["wer_by_speaker"] == {"ann": 1.0, "zoe": pytest.approx(1 / 5)}
+    assert (metrics["num_utterances"], metrics["num_skipped"]) == (3, 0)
+    # Twelve characters of four frames of 320 samples, and 80 samples a clip for the last frame's field.
+    assert metrics["audio_seconds"] == pytest.approx((12 * 4 * 320 + 3 * 80) / 16_000)
+    assert metrics["blank_share"] == pytest.approx(1 / 4)
+    assert metrics["rtf"] > 0
+    assert "NFC" in metrics["normalisation"]
+    printed = json.loads(out)
+    assert printed == {k: metrics[k] for k in ("wer", "cer", "num_utterances", "audio_seconds", "rtf")}
+
+
+def test_results_do_not_depend_on_batches(evaluate, corpus, spelling_model, tmp_path):
+    corpus(*((text, {"text": "abc a"}) for text in ("abc", "a", "abc a", "cc bb aa", "b")))
+    evaluate(spelling_model, "data.batch_seconds=0.1")
+    metrics, rows = results(tmp_path, "hypotheses.jsonl")
+    evaluate(spelling_model, "data.batch_seconds=100")
+    again, rows_again = results(tmp_path, "hypotheses.jsonl")
+    assert rows == rows_again
+    assert [row["hypothesis"] for row in rows] == ["abc", "a", "abc a", "cc bb aa", "b"]
+    for key in metrics.keys() - {"rtf"}:
+        assert metrics[key] == again[key]
+
+
+def test_without_speakers_there_is_no_breakdown(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("a", {"text": "a"}))
+    evaluate(spelling_model)
+    assert "wer_by_speaker" not in results(tmp_path, "hypotheses.jsonl")[0]
+
+
+def test_lowercase_of_the_config_or_of_the_checkpoint(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("a", {"text": "A"}))
+    evaluate(spelling_model)
+    assert results(tmp_path, "hypotheses.jsonl")[0]["wer"] == 1.0
+    evaluate(spelling_model, "lowercase=true")
+    assert results(tmp_path, "hypotheses.jsonl")[0]["wer"] == 0.0
+    spelling_model.objective.lowercase = True
+    evaluate(spelling_model)
+    metrics, _ = results(tmp_path, "hypotheses.jsonl")
+    assert metrics["wer"] == 0.0 and "lower-cased" in metrics["normalisation"]
+
+
+def test_characters_that_the_checkpoint_lacks_count_and_are_named(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("ab", {"text": "aé"}))
+    code, _, err = evaluate(spelling_model)
+    assert code == 0
+    assert results(tmp_path, "hypotheses.jsonl")[0]["cer"] == 0.5
+    assert "U+00E9" in err
+
+
+def test_a_clip_without_text_is_refused_or_skipped(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("a", {"text": "a"}), ("b", {}))
+    code, out, err = evaluate(spelling_model)
+    assert (code, out) == (2, "")
+    assert "1.wav" in err and "no `text`" in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert evaluate(spelling_model, "data.skip_invalid=true")[0] == 0
+    metrics, _ = results(tmp_path, "hypotheses.jsonl")
+    assert (metrics["num_utterances"], metrics["num_skipped"]) == (1, 1)
+
+
+def test_a_broken_clip_is_refused_or_skipped(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("a", {"text": "a"}), ("b", {"text": "b"}))
+    (tmp_path / "data" / "1.wav").write_bytes(b"no audio")
+    code, _, err = evaluate(spelling_model)
+    assert code == 2 and "1.wav" in err and "broken" in err
+    assert evaluate(spelling_model, "data.max_broken_share=0.5")[0] == 0
+    metrics, _ = results(tmp_path, "hypotheses.jsonl")
+    assert (metrics["num_utterances"], metrics["num_skipped"]) == (1, 1)
+
+
+def test_a_missing_file_or_manifest(evaluate, corpus, spelling_model, tmp_path):
+    assert "test.jsonl" in evaluate(spelling_model)[2]
+    corpus(("a", {"text": "a"}))
+    (tmp_path / "data" / "0.wav").unlink()
+    code, _, err = evaluate(spelling_model)
+    assert code == 2 and "0.wav" in err and "test.jsonl:1" in err
+
+
+def test_classification_by_hand(evaluate, corpus, voice_model, tmp_path):
+    corpus(
+        ("aaa", {"speaker": "ann", "id": "1"}),
+        ("aaaaaa", {"speaker": "ann", "id": "2"}),
+        ("bbb", {"speaker": "bob", "id": "3"}),
+        ("aaab", {"speaker": "bob", "id": "4"}),
+    )
+    code, out, _ = evaluate(voice_model)
+    metrics, rows = results(tmp_path, "scores.jsonl")
+    assert code == 0
+    assert [(row["id"], row["label"], row["prediction"]) for row in rows] == [
+        ("1", "ann", "ann"),
+        ("2", "ann", "ann"),
+        ("3", "bob", "bob"),
+        ("4", "bob", "ann"),
+    ]
+    assert rows[0]["audio_filepath"] == str(tmp_path / "data/0.wav")
+    assert all(1 / 3 < row["score"] < 1 for row in rows)
+    assert metrics["accuracy"] == 3 / 4
+    assert (metrics["num_trials"], metrics["num_target_trials"]) == (6, 2)
+    # By likeness: ann's pair; two pairs of hers with bob's "aaab"; bob's own pair; two of "aaa" with "bbb".
+    # P_miss and P_fa meet at 1/2; accepting the first pair alone costs least, half of accepting none.
+    assert metrics["eer"] == pytest.approx(1 / 2)
+    assert metrics["min_dcf"] == pytest.approx(1 / 2)
+    assert set(json.loads(out)) == {"accuracy", "eer", "min_dcf", "num_utterances", "audio_seconds", "rtf"}
+
+
+def test_an_unknown_speaker_is_one_sentence(evaluate, corpus, voice_model):
+    corpus(("a", {"speaker": "ann"}), ("a", {"speaker": "dan"}))
+    code, out, err = evaluate(voice_model)
+    assert (code, out) == (2, "")
+    assert "'dan'" in err and "1.wav" in err and len(err.strip().splitlines()) == 1
+
+
+def test_no_speaker_is_one_sentence(evaluate, corpus, voice_model):
+    corpus(("a", {}))
+    code, _, err = evaluate(voice_model)
+    assert code == 2 and "'speaker'" in err and "0.wav" in err
+
+
+def test_a_checkpoint_without_a_head(evaluate, corpus, spelling_model):
+    corpus(("a", {"text": "a"}))
+    spelling_model.objective = None
+    code, _, err = evaluate(spelling_model)
+    assert code == 2 and "no head" in err and "finetune" in err
+
+
+def test_verification_needs_both_kinds_of_pair(caplog):
+    with caplog.at_level(logging.WARNING, "speechssl"):
+        figures = verification(np.eye(3), np.array(["a", "b", "c"]))
+    assert figures == {"eer": None, "min_dcf": None, "num_trials": 3, "num_target_trials": 0}
+    assert "two test clips" in caplog.text
+
+
+def test_verification_on_a_draw_is_near_that_on_all_pairs():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 8
+    embeddings = np.eye(8)[labels] + rng.normal(0, 0.5, (400, 8))
+    every, some = (verification(embeddings, labels.astype(str), max_trials=n) for n in (10**6, 20_000))
+    assert (every["num_trials"], some["num_trials"]) == (400 * 399 // 2, 20_000)
+    assert some["eer"] == pytest.approx(every["eer"], abs=0.02)
+    assert some == verification(embeddings, labels.astype(str), max_trials=20_000)

@@ -1,0 +1,107 @@
+"""A model whose every answer is known: it reads each frame's mean amplitude as the number of a symbol.
+
+`spell("ab a")` is a waveform that says so, and the real heads, recogniser and commands must say it back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.data.text import BLANK
+from speechssl.heads.ctc import CTCObjective
+from speechssl.heads.speaker import ClassifyObjective
+from speechssl.inference import SpeechModel
+from speechssl.types import EncoderOutput
+
+RATE, HOP, FIELD = 16_000, 320, 400
+SYMBOLS = [BLANK, " ", *"abc"]
+STEP = 0.05  # of amplitude, from one symbol to the next
+
+
+class SpellingEncoder(nn.Module):
+    """Frames are one-hot: the symbol whose amplitude the frame has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(hop=HOP, receptive_field=FIELD, hidden_size=len(SYMBOLS), num_layers=0)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
+        clips = [wave[:length] for wave, length in zip(waveforms, lengths.tolist(), strict=True)]
+        symbols = [(clip.unfold(0, FIELD, HOP)[:, :HOP].mean(1) / STEP).round().long() for clip in clips]
+        frames = F.one_hot(torch.cat(symbols), len(SYMBOLS)).float()
+        return EncoderOutput(packed=[frames], frame_lengths=[len(x) for x in symbols])
+
+
+def spell(text: str, *, frames: int = 3) -> Tensor:
+    """Float [N]: each character for so many frames, with one frame of blank after it."""
+    path = [i for c in text for i in [SYMBOLS.index(c)] * frames + [0]]
+    samples = torch.tensor(path).repeat_interleave(HOP) * STEP
+    return F.pad(samples, (0, FIELD - HOP))
+
+
+def save(path: Path, waveform: Tensor, *, rate: int = RATE) -> Path:
+    """The waveform as an audio file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, waveform.numpy(), rate)
+    return path
+
+
+def _model(objective: nn.Module) -> SpeechModel:
+    return SpeechModel(
+        encoder=SpellingEncoder(),
+        objective=objective.eval(),
+        sample_rate=RATE,
+        normalize=False,
+        device=torch.device("cpu"),
+        source=Path("run/checkpoints/best"),
+    )
+
+
+@pytest.fixture
+def spelling_model() -> SpeechModel:
+    """A CTC head that writes the symbols as they are, each with probability e^5 / (e^5 + 4)."""
+    head = CTCObjective(
+        SpellingEncoder().config,
+        vocabulary=SYMBOLS,
+        lowercase=False,
+        dropout=0.0,
+        mask_start_probability=0.0,
+        mask_span=10,
+        freeze_feature_encoder=False,
+        freeze_encoder=0.0,
+    )
+    with torch.no_grad():
+        head.linear.weight.copy_(5 * torch.eye(len(SYMBOLS)))
+    return _model(head)
+
+
+@pytest.fixture
+def voice_model() -> SpeechModel:
+    """A classifier that goes by the symbol that a clip has most of: ann is "a", bob "b", cid "c"."""
+    head = ClassifyObjective(
+        SpellingEncoder().config,
+        labels=["ann", "bob", "cid"],
+        label="speaker",
+        dropout=0.0,
+        freeze_feature_encoder=False,
+        freeze_encoder=0.0,
+    )
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        for label, symbol in enumerate("abc"):
+            head.linear.weight[label, SYMBOLS.index(symbol)] = 1.0
+        head.linear.bias.zero_()
+    return _model(head)
+
+
+@pytest.fixture
+def audio_tools() -> SimpleNamespace:
+    """`spell(text)` and `save(path, waveform)`."""
+    return SimpleNamespace(spell=spell, save=save)

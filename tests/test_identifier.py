@@ -1,0 +1,54 @@
+"""The identifier: speakers and likeness of clips whose voice is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from speechssl.errors import UserError
+from speechssl.identifier import Identifier
+
+
+def test_the_speaker_of_a_file(voice_model, audio_tools, tmp_path):
+    path = audio_tools.save(tmp_path / "a.wav", audio_tools.spell("bbbb"))
+    found = Identifier(voice_model).identify(path)
+    assert found.label == "bob"
+    assert 1 / 3 < found.score < 1
+
+
+def test_scores_are_the_softmax_over_known_speakers(voice_model, audio_tools):
+    identifier = Identifier(voice_model)
+    embedding = identifier.embed_clip(audio_tools.spell("cca"), 16_000)
+    # The head takes the share of "a", "b" and "c" out of the embedding: places 2, 3 and 4.
+    probabilities = embedding[2:5].exp() / embedding[2:5].exp().sum()
+    [found] = identifier.classify(embedding[None])
+    assert found.label == "cid"
+    assert found.score == pytest.approx(probabilities[2].item(), abs=1e-6)
+
+
+def test_the_same_voice_is_more_alike(voice_model, audio_tools, tmp_path):
+    paths = {
+        text: audio_tools.save(tmp_path / f"{i}.wav", audio_tools.spell(text))
+        for i, text in enumerate(["aaa", "aaaaaaab", "ccc"])
+    }
+    identifier = Identifier(voice_model)
+    assert identifier.compare(paths["aaa"], paths["aaa"]) == pytest.approx(1.0, abs=1e-5)
+    same, other = (identifier.compare(paths["aaa"], paths[x]) for x in ("aaaaaaab", "ccc"))
+    assert other < same < 1
+    one, two = (identifier.embed_clip(paths[x]).double().numpy() for x in ("aaa", "ccc"))
+    assert other == pytest.approx((one @ two) / ((one @ one) * (two @ two)) ** 0.5, abs=1e-5)
+
+
+def test_a_clip_is_embedded_alike_alone_and_in_a_batch(voice_model, audio_tools):
+    identifier = Identifier(voice_model)
+    clips = [audio_tools.spell(text) for text in ("ab", "cccccc a", "b")]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    together = identifier.embed(pad_sequence(clips, batch_first=True), lengths)
+    alone = torch.cat([identifier.embed(c[None], n[None]) for c, n in zip(clips, lengths, strict=True)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_a_checkpoint_without_classifier_is_refused(spelling_model):
+    with pytest.raises(UserError, match=r"no classifier.*finetune task=speaker"):
+        Identifier(spelling_model)
