@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from speechssl.models.lengths import runs
 
+# The positional convolution sees lengths that are multiples of this many frames.
+GRAIN = 32
+
 
 class PositionalConvolution(nn.Module):
     """Relative positions by one wide grouped convolution with weight norm over its taps, and GELU."""
@@ -26,14 +29,19 @@ class PositionalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
-        """[P, C] -> [P, C]."""
+        """[P, C] -> [P, C].
+
+        Clips are lengthened with zeros, as the convolution pads anyway, to a multiple of GRAIN frames, so that few shapes
+        occur.
+        """
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        outputs, start = [], 0
-        for _, count, length in runs(frame_lengths):
-            run = x[start : start + count * length].view(count, length, -1).transpose(1, 2)
-            y = F.conv1d(run, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-            outputs.append(y[..., :length].transpose(1, 2).flatten(0, 1))
-            start += count * length
+        rounded = [-(-length // GRAIN) * GRAIN for length in frame_lengths]
+        clips, outputs = x.split(frame_lengths), []
+        for first, count, length in runs(rounded):
+            run = torch.stack([F.pad(clip, (0, 0, 0, length - len(clip))) for clip in clips[first : first + count]])
+            y = F.conv1d(run.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+            y = y[..., :length].transpose(1, 2)
+            outputs += [y[i, : frame_lengths[first + i]] for i in range(count)]
         return F.gelu(torch.cat(outputs))
 
 
@@ -128,9 +136,7 @@ class ContextNetwork(nn.Module):
         )
         self.apply(_init_linear)
 
-    def forward(
-        self, x: Tensor, frame_lengths: list[int], *, generator: torch.Generator | None = None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, frame_lengths: list[int], *, generator: torch.Generator | None = None) -> list[Tensor]:
         """[P, C] -> layers + 1 tensors [P, C]: the first layer's input and each layer's output.
 
         With pre-norm the last is after the final LayerNorm. `generator` decides which layers are dropped this step.

@@ -60,11 +60,10 @@ class EncoderConfig:
             raise UserError("the encoder's conv_channels, conv_kernels and conv_strides must be equally long lists")
         if self.conv_norm not in ("group", "layer"):
             raise UserError(f"the encoder's conv_norm is {self.conv_norm!r}, but must be 'group' or 'layer'")
-        for divisor in ("num_heads", "position_groups"):
-            if self.hidden_size % getattr(self, divisor):
-                raise UserError(
-                    f"the encoder's hidden_size {self.hidden_size} is not a multiple of {divisor} {getattr(self, divisor)}"
-                )
+        for name in ("num_heads", "position_groups"):
+            divisor = getattr(self, name)
+            if self.hidden_size % divisor:
+                raise UserError(f"the encoder's hidden_size {self.hidden_size} is not a multiple of {name}, {divisor}")
 
     @classmethod
     def from_dict(cls, values: dict) -> EncoderConfig:

@@ -1,7 +1,8 @@
 """The convolutional feature encoder: raw samples to frames (wav2vec 2.0, section 2, appendix B).
 
-Clips never share a tensor with padding: neighbours of equal length run as one batch, others alone, so the norm over
-time of the group-norm variant sees a clip's own samples only.
+No clip sees another or padding. Clips are cut into windows that each give WINDOW frames of one clip, so that clips of
+any length go through the convolutions in tensors of few shapes (a new shape costs a new kernel on a CPU and a
+recompile on a GPU) and with little waste. Layout is channels last: [windows, positions, channels].
 """
 
 from __future__ import annotations
@@ -13,37 +14,50 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import UserError
-from speechssl.models.lengths import num_frames, receptive_field, runs
+from speechssl.models.lengths import hop, num_frames, receptive_field
+
+# Frames that a window gives: half a second. The last window of a clip is half used on average.
+WINDOW = 25
+# Windows that go through the convolutions together.
+TILE = 16
 
 
 class ConvLayer(nn.Module):
-    """One convolution, its norm (`group`: each channel over time; `layer`: each frame over channels; none) and GELU."""
+    """One convolution, its norm (`group`: each channel over a clip's time; `layer`: each frame; None) and GELU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, *, norm: str | None, bias: bool):
         super().__init__()
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, bias=bias)
-        nn.init.kaiming_normal_(self.conv.weight)
-        self.norm_kind = norm
+        self.kernel, self.stride, self.norm_kind = kernel, stride, norm
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel))
+        nn.init.kaiming_normal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if norm == "group":
             self.norm = nn.GroupNorm(out_channels, out_channels)
         elif norm == "layer":
             self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, N] -> [B, C_out, T]; every clip of the batch is N long."""
-        x = self.conv(x)
-        if self.norm_kind == "group":
-            x = self.norm(x)
-        elif self.norm_kind == "layer":
-            x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return F.gelu(x)
+        """[windows, positions, C_in] -> [windows, positions / stride, C_out]."""
+        x = x.transpose(1, 2).unsqueeze(2)  # channels-last memory, as conv2d wants it
+        y = F.conv2d(x, self.weight.unsqueeze(2), self.bias, stride=(1, self.stride))
+        return self.activate(y.squeeze(2).transpose(1, 2))
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Norm over channels, if this layer has one, and GELU."""
+        return F.gelu(self.norm(y) if self.norm_kind == "layer" else y)
 
 
 class FeatureEncoder(nn.Module):
     """Stack of convolutions. `norm="group"` norms the first layer only (BASE), `norm="layer"` each (LARGE)."""
 
     def __init__(
-        self, *, channels: Sequence[int], kernels: Sequence[int], strides: Sequence[int], norm: str, bias: bool
+        self,
+        *,
+        channels: Sequence[int],
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        norm: str,
+        bias: bool,
     ):
         super().__init__()
         self.kernels, self.strides = tuple(kernels), tuple(strides)
@@ -69,16 +83,78 @@ class FeatureEncoder(nn.Module):
 
         A clip shorter than the receptive field is a UserError.
         """
-        frame_lengths = [self.num_frames(n) for n in lengths.tolist()]
+        num_samples = lengths.tolist()
+        frame_lengths = [self.num_frames(n) for n in num_samples]
+        field = receptive_field(self.kernels, self.strides)
         if 0 in frame_lengths:
+            clip = frame_lengths.index(0)
             raise UserError(
-                f"clip {frame_lengths.index(0)} of the batch has {lengths[frame_lengths.index(0)]} samples, but the encoder "
-                f"needs at least {receptive_field(self.kernels, self.strides)}; leave it out or lengthen it"
+                f"clip {clip} of the batch has {num_samples[clip]} samples, but the encoder needs at least {field}; "
+                "leave it out or lengthen it"
             )
-        packed = []
-        for first, count, length in runs(lengths.tolist()):
-            x = waveforms[first : first + count, None, :length]
-            for layer in self.layers:
+        clips = [waveform[:n] for waveform, n in zip(waveforms, num_samples, strict=True)]
+        windows, owners = _cut(clips, frame_lengths, field=field, hop=hop(self.strides))
+        weight, bias = self._first_weights(clips)
+        per_clip = weight.shape[0] > 1
+        outputs = []
+        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True):
+            index = owner if per_clip else torch.zeros_like(owner)
+            x = self._first_layer(tile, weight[index], bias[index])
+            for layer in self.layers[1:]:
                 x = layer(x)
-            packed.append(x.transpose(1, 2).flatten(0, 1))
-        return torch.cat(packed), frame_lengths
+            outputs.append(x)
+        frames = torch.cat(outputs).flatten(0, 1)
+        return _pack(frames, frame_lengths), frame_lengths
+
+    def _first_layer(self, windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The layer on raw samples: windows [n, S] with weights [n, kernel, C] and biases [n, 1, C]."""
+        first = self.layers[0]
+        patches = windows.unfold(1, first.kernel, first.stride)
+        return first.activate(torch.baddbmm(bias, patches, weight))
+
+    def _first_weights(self, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weights [B or 1, kernel, C] and biases [B or 1, 1, C] of the first layer.
+
+        Its group norm is folded into them, for each clip. The mean and the variance of a channel over a clip follow from
+        the mean and the covariance of the clip's patches of samples, since the convolution is linear: so the largest activation of the network is neither normed nor stored twice.
+        """
+        first = self.layers[0]
+        weight = first.weight.squeeze(1)  # [C, kernel]
+        if first.norm_kind != "group":
+            bias = torch.zeros_like(weight[:, 0]) if first.bias is None else first.bias
+            return weight.T[None], bias[None, None]
+        statistics = [_patch_statistics(clip, first.kernel, first.stride) for clip in clips]
+        mean = torch.stack([m for m, _ in statistics]).to(weight) @ weight.T  # [B, C]
+        covariance = torch.stack([c for _, c in statistics]).to(weight)  # [B, kernel, kernel]
+        variance = ((covariance @ weight.T) * weight.T).sum(1)  # [B, C]
+        scale = first.norm.weight * (variance.clamp_min(0.0) + first.norm.eps).rsqrt()
+        return weight.T * scale[:, None], (first.norm.bias - mean * scale)[:, None]
+
+
+def _patch_statistics(clip: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean [kernel] and covariance [kernel, kernel] of a clip's patches, in double precision."""
+    patches = clip.unfold(0, kernel, stride).double()
+    mean = patches.mean(0)
+    centred = patches - mean
+    return mean, centred.T @ centred / len(patches)
+
+
+def _cut(clips: list[Tensor], frame_lengths: list[int], *, field: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Clips [N_i] -> windows [n, samples], zero behind a clip's end, and the clip of each, int64 [n]."""
+    size, step = field + (WINDOW - 1) * hop, WINDOW * hop
+    counts = [-(-frames // WINDOW) for frames in frame_lengths]
+    windows = []
+    for clip, count in zip(clips, counts, strict=True):
+        needed = size + (count - 1) * step
+        clip = F.pad(clip, (0, needed - len(clip))) if needed > len(clip) else clip[:needed]
+        windows.append(clip.unfold(0, size, step))
+    owners = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(counts))
+    return torch.cat(windows), owners.to(clips[0].device)
+
+
+def _pack(frames: Tensor, frame_lengths: list[int]) -> Tensor:
+    """Frames of all windows [n * WINDOW, C] -> [P, C]: without what the last window of each clip has too many."""
+    sizes = []
+    for length in frame_lengths:
+        sizes += [length, -length % WINDOW]
+    return torch.cat(frames.split(sizes)[::2])

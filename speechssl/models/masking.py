@@ -1,6 +1,6 @@
 """Which frames are hidden from the context network, and which frames distract from the true one.
 
-Pure functions of a length and a generator, for one clip each, so that they can be tested and do not depend on the batch.
+Pure functions of a length and a generator, for one clip each, so that they can be tested and no batch matters.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ def span_mask(
 ) -> Tensor:
     """bool [T]: spans of `span` frames that may overlap (wav2vec 2.0, section 3.1 and appendix A).
 
-    start_probability * T starts on average, at least `min_spans`, drawn without replacement among the places where a whole
-    span fits. A clip shorter than one span gets no mask and so has no part in the loss.
+    start_probability * T starts on average, at least `min_spans`, drawn without replacement among the places where a
+    whole span fits. A clip shorter than one span gets no mask and so has no part in the loss.
     """
     mask = torch.zeros(num_frames, dtype=torch.bool)
     num_places = num_frames - span + 1
@@ -31,7 +31,7 @@ def span_mask(
 
 
 def sample_distractors(num_masked: int, num_distractors: int, *, generator: torch.Generator) -> Tensor:
-    """int64 [M, K]: for each masked frame of a clip, K other masked frames of the same clip, uniformly, with replacement.
+    """int64 [M, K]: for each masked frame of a clip, K other masked frames of the clip, uniformly, with replacement.
 
     Never the frame itself. Needs at least two masked frames.
     """

@@ -132,7 +132,11 @@ class Wav2Vec2Objective(nn.Module):
         return Draw(torch.cat(masks), num_masked, distractors, torch.cat(noise) if noise else None)
 
     def forward(
-        self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None, draw: Draw | None = None
+        self,
+        encoder: Encoder,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        draw: Draw | None = None,
     ) -> LossOutput:
         """Loss of a batch; `draw` replaces the random choices that the clips' seeds would give."""
         features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
@@ -230,10 +234,10 @@ class _ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is scaled."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # noqa: D102
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.scale, None

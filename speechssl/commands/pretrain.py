@@ -1,0 +1,57 @@
+"""Train an encoder on raw audio without transcripts.
+
+Examples:
+  speechssl pretrain data.train=train.jsonl run_dir=runs/first model=tiny
+  speechssl pretrain data.train=train.jsonl data.valid=valid.jsonl run_dir=runs/base model=base trainer.precision=bf16
+  speechssl pretrain data.train=train.jsonl run_dir=runs/more init=runs/first    # go on from weights
+
+The run folder gets config.yaml, metrics.jsonl, tensorboard/ and checkpoints/. The same command again continues a run
+that was interrupted.
+"""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+
+from speechssl.config import plain
+from speechssl.errors import UserError
+from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.training import checkpoint as checkpoints
+from speechssl.training.run import build_trainer, open_manifest
+
+
+def run(config: DictConfig) -> None:
+    """Pretrain as the config says."""
+    manifests = (
+        open_manifest(config.data.train),
+        open_manifest(config.data.valid) if config.data.valid else None,
+    )
+    torch.manual_seed(config.trainer.seed)
+    encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder)))
+    options = plain(config.objective)
+    del options["_target_"]
+    objective = checkpoints.build_objective(options, encoder.config)
+    if config.init:
+        _load(config.init, encoder, objective, options)
+    build_trainer(
+        config,
+        encoder=encoder,
+        objective=objective,
+        objective_options=options,
+        sample_rate=config.model.sample_rate,
+        normalize=config.model.normalize,
+        manifests=manifests,
+        supervised=False,
+    ).fit()
+
+
+def _load(init: str, encoder: Encoder, objective: torch.nn.Module, options: dict) -> None:
+    """Start from a checkpoint's encoder, and from its objective where that is the same."""
+    found = checkpoints.load_checkpoint(init)
+    difference = checkpoints.first_difference(encoder.config.to_dict(), found.config["encoder"])
+    if difference:
+        raise UserError(f"init={init} has another encoder: {difference}; choose the model= that it was trained with")
+    checkpoints.load_tensors(encoder, found.part("encoder"), found.folder)
+    if found.config["objective"]["name"] == options["name"]:
+        checkpoints.load_tensors(objective, found.part("objective"), found.folder)
