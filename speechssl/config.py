@@ -8,7 +8,8 @@ rejects paths with `=`, quotes, brackets or non-ASCII letters, and so that a mis
 - the yaml's value decides the type: a whole number stays one (write `10.0` in a yaml where 0.5 is possible),
   while `null` and `???` take anything;
 - a path key, and a key whose yaml value is text, is taken literally, whatever characters the value has.
-  A path key's value that begins with `[` is a list (write `./[name` for a file called so);
+  A path key's value that begins with `[` is a list (write `./[name` for a file called so), which only a key
+  whose yaml value is a list takes;
 - `null` unsets a key whose yaml value is `null` or `???`.
 """
 
@@ -63,7 +64,7 @@ RANGES = (
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share",)),
 )
 
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1,2]"}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [a,b]"}
 
 
 def config_dir() -> Path:
@@ -252,10 +253,12 @@ def _value(key: str, text: str, default: Any) -> Any:
         raise UserError(f"{key}= is empty: give {PATH_KEYS[key]}")
     if text == "null" and (default is None or default == MISSING):
         return default
-    literal = is_path or (isinstance(default, str) and default != MISSING)
-    if literal and not (is_path and text.startswith("[")):
-        return _escape(text)
-    return _fit(key, _parse(key, text), default, text)
+    is_text = isinstance(default, str) and default != MISSING
+    if isinstance(default, list) or not (is_path or is_text):
+        return _fit(key, _parse(key, text), default, text)
+    if is_path and text.startswith("["):
+        raise UserError(f"{key}={text} is a list, and {key} takes one path: write {key}=./{text} for that name")
+    return _escape(text)
 
 
 def _parse(key: str, text: str) -> Any:

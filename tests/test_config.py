@@ -23,6 +23,7 @@ defaults:
   - _self_
 run_dir: ???
 init: none
+source: []
 label: speaker
 copy: ${run_dir}
 data:
@@ -123,8 +124,11 @@ def test_escaped_text_reads_as_it_was(text):
 
 
 def test_a_list_of_paths_begins_with_a_bracket(get):
-    assert get("data.train=[a.jsonl,'b=c é.jsonl']").data.train == ["a.jsonl", "b=c é.jsonl"]
-    assert "data.train=[a" in refusal(get, "data.train=[a")
+    assert get("source=[a.jsonl,'b=c é.jsonl']").source == ["a.jsonl", "b=c é.jsonl"]
+    assert "source=[a" in refusal(get, "source=[a")
+    assert "source=a" in refusal(get, "source=a")
+    assert "takes one path" in refusal(get, "data.train=[a,b]")
+    assert get("data.train=./[a,b]").data.train == "./[a,b]"
 
 
 def test_null_means_none_only_where_nothing_is_a_value(get):
