@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl import audio
+from speechssl.corpora.splits import audio_files
 from speechssl.errors import UserError
 from speechssl.training.checkpoint import build_model, load_checkpoint
 from speechssl.training.run import choose_device
@@ -149,8 +150,8 @@ def load_model(path: str | os.PathLike[str], *, device: str = "auto") -> SpeechM
     )
 
 
-def audio_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The file itself, or all audio files below a folder, sorted by path.
+def recordings(path: str | os.PathLike[str]) -> list[Path]:
+    """The file itself, or all audio files below a folder but hidden ones, sorted by path.
 
     Raises:
         UserError: there is no such file or folder, or no audio in the folder.
@@ -160,11 +161,11 @@ def audio_files(path: str | os.PathLike[str]) -> list[Path]:
         raise UserError(f"{path}: there is no such file or folder; correct the path.")
     if not path.is_dir():
         return [path]
-    found = [p for p in path.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file()]
+    found = sorted(audio_files(path), key=str)
     if not found:
         kinds = ", ".join(sorted(audio.EXTENSIONS))
         raise UserError(f"{path}: has no audio file in it or below it ({kinds}); give another folder.")
-    return sorted(found, key=str)
+    return found
 
 
 def _pad(clips: list[tuple[Path, Tensor]]) -> tuple[list[Path], Tensor, Tensor]:

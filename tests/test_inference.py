@@ -8,28 +8,28 @@ import torch
 
 from speechssl import audio
 from speechssl.errors import UserError
-from speechssl.inference import audio_files
+from speechssl.inference import recordings
 
 
 def test_files_of_a_folder_are_sorted_by_path_at_any_depth(tmp_path):
-    for name in ("b/2.flac", "a.wav", "b/1.WAV", "b.txt", "B.mp3"):
+    for name in ("b/2.flac", "a.wav", "b/1.WAV", "b.txt", "B.mp3", "._a.wav", ".trash/b.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [str(path.relative_to(tmp_path)) for path in audio_files(tmp_path)]
+    names = [str(path.relative_to(tmp_path)) for path in recordings(tmp_path)]
     assert names == ["B.mp3", "a.wav", "b/1.WAV", "b/2.flac"]
 
 
 def test_a_file_is_taken_whatever_its_name(tmp_path):
     (tmp_path / "recording").touch()
-    assert audio_files(tmp_path / "recording") == [tmp_path / "recording"]
+    assert recordings(tmp_path / "recording") == [tmp_path / "recording"]
 
 
 def test_no_audio_to_be_found(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        audio_files(tmp_path / "gone")
+        recordings(tmp_path / "gone")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="no audio file"):
-        audio_files(tmp_path)
+        recordings(tmp_path)
 
 
 @pytest.mark.parametrize(

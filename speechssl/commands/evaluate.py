@@ -82,6 +82,8 @@ def evaluate_recognition(
     references = [utterance.text for utterance in done.utterances]
     hypotheses = [transcript.text for transcript in done.results]
     _warn_of_unknown_characters(references, model.objective, lowercase=lowercase)
+    if not any(hypotheses):
+        log.warning("every hypothesis is empty: the checkpoint has learned no character yet; train it longer")
     num_frames = sum(transcript.num_frames for transcript in done.results)
     metrics = {
         **wer.error_rates(references, hypotheses, lowercase=lowercase),

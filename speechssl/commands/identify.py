@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from speechssl.errors import UserError
 from speechssl.identifier import Identifier
-from speechssl.inference import audio_files, load_model
+from speechssl.inference import load_model, recordings
 
 
 def run(config: DictConfig) -> None:
@@ -26,7 +26,7 @@ def run(config: DictConfig) -> None:
     is_folder = Path(config.audio).is_dir()
     if config.other is not None and (is_folder or Path(config.other).is_dir()):
         raise UserError("other= compares two recordings, so audio= and other= must both be files")
-    paths = audio_files(config.audio)
+    paths = recordings(config.audio)
     model = load_model(config.checkpoint, device=config.trainer.device)
     identifier = Identifier(model)
     if config.other is not None:

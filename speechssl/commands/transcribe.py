@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from speechssl.config import build
 from speechssl.errors import UserError
-from speechssl.inference import audio_files, load_model
+from speechssl.inference import load_model, recordings
 from speechssl.recognizer import Recognizer
 
 FORMATS = ("text", "json")
@@ -29,7 +29,7 @@ def run(config: DictConfig) -> None:
     """Transcribe as the config says."""
     if config.format not in FORMATS:
         raise UserError(f"format={config.format} must be {' or '.join(FORMATS)}")
-    paths = audio_files(config.audio)
+    paths = recordings(config.audio)
     model = load_model(config.checkpoint, device=config.trainer.device)
     recognizer = Recognizer(model)
     recognizer.decoder = build(config.decoder, vocabulary=model.objective.vocabulary)

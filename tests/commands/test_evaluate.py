@@ -113,6 +113,15 @@ def test_characters_that_the_checkpoint_lacks_count_and_are_named(evaluate, corp
     assert "U+00E9" in err
 
 
+def test_a_checkpoint_that_says_nothing_is_told(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("ab", {"text": "ab"}), ("c", {"text": "c"}))
+    spelling_model.objective.linear.bias.data[0] = 100.0
+    _, _, err = evaluate(spelling_model)
+    metrics, _ = results(tmp_path, "hypotheses.jsonl")
+    assert metrics["wer"] == metrics["cer"] == metrics["blank_share"] == 1.0
+    assert "every hypothesis is empty" in err
+
+
 def test_a_clip_without_text_is_refused_or_skipped(evaluate, corpus, spelling_model, tmp_path):
     corpus(("a", {"text": "a"}), ("b", {}))
     code, out, err = evaluate(spelling_model)
