@@ -143,9 +143,7 @@ def help_text(verb: str, overrides: list[str]) -> str:
     for key, value in sorted(leaves, key=lambda leaf: (leaf[1] != "???", leaf[0].split(".")[0] in groups)):
         shown = f"{configuration.PATH_KEYS.get(key, 'VALUE')}  (needed)" if value == "???" else _show(value)
         lines.append(_columns(f"  {key}={shown}", comments.get(key, ""), width=42))
-    lines += [
-        f"`speechssl {verb} {group}=NAME --help` lists the keys of {group}=NAME as well." for group in absent
-    ]
+    lines += [f"`speechssl {verb} {group}=NAME --help` lists the keys of {group}=NAME as well." for group in absent]
     return "\n".join(lines)
 
 
@@ -164,14 +162,10 @@ def _purpose(path: Path) -> str:
 
 def _columns(left: str, right: str, *, width: int) -> str:
     """Two columns, the right one wrapped."""
-    first = f"{left:<{width}} "
-    return (
-        textwrap.fill(
-            right, 110, initial_indent=first, subsequent_indent=" " * (width + 1), break_on_hyphens=False
-        )
-        if right
-        else left
-    )
+    if not right:
+        return left
+    first, indent = f"{left:<{width}} ", " " * (width + 1)
+    return textwrap.fill(right, 110, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _comments(path: Path) -> dict[str, str]:

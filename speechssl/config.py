@@ -106,9 +106,7 @@ def compose(verb: str, overrides: Iterable[str] = (), *, configs: Path | None = 
     return config
 
 
-def compose_partial(
-    verb: str, overrides: Iterable[str] = (), *, configs: Path
-) -> tuple[DictConfig, list[str]]:
+def compose_partial(verb: str, overrides: Iterable[str] = (), *, configs: Path) -> tuple[DictConfig, list[str]]:
     """The config of a verb, where values may be missing, and the groups that must be chosen and were not.
 
     An absent group is filled with its first option, so that there are keys to list.
@@ -263,9 +261,7 @@ def _value(key: str, text: str, default: Any) -> Any:
 
 def _parse(key: str, text: str) -> Any:
     """A value in Hydra's grammar: number, true, false, word, 'quoted text' or list."""
-    wrong = UserError(
-        f"{key}={text} cannot be read: give a number, a word, 'quoted text', or a list such as [a,'b c']"
-    )
+    wrong = UserError(f"{key}={text} cannot be read: give a number, a word, 'quoted text', or a list such as [a,'b c']")
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
     except HydraException as error:

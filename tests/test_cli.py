@@ -128,9 +128,7 @@ def test_the_help_of_a_verb_lists_its_groups_and_keys(count, capsys):
     assert "  * slow" in lines
     assert "    fast         in a hurry" in lines
     assert "  out=DIR  (needed)" in lines
-    assert [line.split() for line in lines if line.startswith("  upto=3 ")] == [
-        ["upto=3", "how", "far", "to", "count"]
-    ]
+    assert [line.split() for line in lines if line.startswith("  upto=3 ")] == [["upto=3", "how", "far", "to", "count"]]
     assert any(line.startswith("  model.width=1 ") and line.endswith("of the digits") for line in lines)
     assert not any("corpus.word" in line for line in lines)
 
