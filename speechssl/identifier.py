@@ -42,9 +42,7 @@ class Identifier:
             )
         self.model = model
 
-    def identify(
-        self, audio: Clip, sample_rate: int | None = None
-    ) -> Identification:
+    def identify(self, audio: Clip, sample_rate: int | None = None) -> Identification:
         """The label of one clip: an audio file, or samples float [N] with their rate.
 
         Raises:
@@ -57,9 +55,7 @@ class Identifier:
         """Cosine of the embeddings of two audio files: up to 1, the higher the likelier the same voice."""
         return F.cosine_similarity(self.embed_clip(one), self.embed_clip(other), dim=0).item()
 
-    def embed_clip(
-        self, audio: Clip, sample_rate: int | None = None
-    ) -> Tensor:
+    def embed_clip(self, audio: Clip, sample_rate: int | None = None) -> Tensor:
         """The embedding float32 [E] of one clip."""
         waveform = self.model.read(audio, sample_rate)
         return self.embed(waveform[None], torch.tensor([len(waveform)]))[0]

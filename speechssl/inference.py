@@ -25,6 +25,7 @@ log = logging.getLogger("speechssl")
 # An audio file, or the samples of one channel, float [N].
 Clip = str | os.PathLike[str] | np.ndarray | Tensor
 
+
 @dataclass
 class SpeechModel:
     """Encoder and head of a checkpoint.
@@ -83,9 +84,7 @@ class SpeechModel:
             )
         return audio.normalize_waveform(waveform) if self.normalize else waveform
 
-    def batches(
-        self, paths: Sequence[Path], *, batch_seconds: float
-    ) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
+    def batches(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
         """Files in their order, as (paths, waveforms [B, N], lengths [B]) of at most `batch_seconds` in all.
 
         A longer file comes alone. A file that cannot be used is named on the log and left out, so that the

@@ -48,9 +48,7 @@ class Recognizer:
         self.model = model
         self.decoder = decoder or GreedyDecoder(model.objective.vocabulary)
 
-    def transcribe(
-        self, audio: Clip, sample_rate: int | None = None
-    ) -> Recognition:
+    def transcribe(self, audio: Clip, sample_rate: int | None = None) -> Recognition:
         """The text of one clip with times: an audio file, or samples float [N] with their rate.
 
         Raises:

@@ -133,9 +133,7 @@ def evaluate_classification(
     return metrics, rows
 
 
-def verification(
-    embeddings: np.ndarray, labels: np.ndarray, *, max_trials: int = MAX_TRIALS
-) -> dict[str, Any]:
+def verification(embeddings: np.ndarray, labels: np.ndarray, *, max_trials: int = MAX_TRIALS) -> dict[str, Any]:
     """EER and minDCF of telling pairs of clips with one label from pairs with two.
 
     Args:

@@ -84,9 +84,7 @@ def operating_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndar
     return miss, np.append(0, accepted_others) / num_others
 
 
-def trial_pairs(
-    num_clips: int, *, max_trials: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def trial_pairs(num_clips: int, *, max_trials: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Which clips to compare: all pairs, or `max_trials` drawn with replacement where there are more.
 
     Returns:

@@ -20,9 +20,7 @@ NORMALISATION = "Unicode NFC, whitespace collapsed, case kept, punctuation kept"
 NORMALISATION_LOWERCASE = "Unicode NFC, whitespace collapsed, lower-cased, punctuation kept"
 
 
-def error_rates(
-    references: Sequence[str], hypotheses: Sequence[str], *, lowercase: bool = False
-) -> dict[str, Any]:
+def error_rates(references: Sequence[str], hypotheses: Sequence[str], *, lowercase: bool = False) -> dict[str, Any]:
     """WER and CER of a set of clips.
 
     Args:
