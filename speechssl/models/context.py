@@ -31,8 +31,8 @@ class PositionalConvolution(nn.Module):
     def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
         """[P, C] -> [P, C].
 
-        Clips are lengthened with zeros, as the convolution pads anyway, to a multiple of GRAIN frames, so that few shapes
-        occur.
+        Clips are lengthened with zeros, as the convolution pads anyway, to a multiple of GRAIN frames, so that
+        few shapes occur.
         """
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
         rounded = [-(-length // GRAIN) * GRAIN for length in frame_lengths]

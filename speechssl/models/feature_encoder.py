@@ -115,8 +115,9 @@ class FeatureEncoder(nn.Module):
     def _first_weights(self, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Weights [B or 1, kernel, C] and biases [B or 1, 1, C] of the first layer.
 
-        Its group norm is folded into them, for each clip. The mean and the variance of a channel over a clip follow from
-        the mean and the covariance of the clip's patches of samples, since the convolution is linear: so the largest activation of the network is neither normed nor stored twice.
+        Its group norm is folded into them, for each clip. The mean and the variance of a channel over a clip follow
+        from the mean and the covariance of the clip's patches of samples, since the convolution is linear: so the
+        largest activation of the network is neither normed nor stored twice.
         """
         first = self.layers[0]
         weight = first.weight.squeeze(1)  # [C, kernel]

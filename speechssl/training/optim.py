@@ -30,9 +30,9 @@ def build_optimizer(
 def lr_scale(step: int, max_steps: int, *, warmup: float, hold: float, decay: str, floor: float) -> float:
     """Factor on the learning rate at a step (counted from 1).
 
-    Linear warm-up to 1, hold at 1, then decay to `floor` at the last step: "linear" (the pretraining of wav2vec 2.0) or
-    "exponential" (its fine-tuning, the tri-stage schedule). `warmup` and `hold` are fractions of `max_steps`, or absolute
-    steps where above 1.
+    Linear warm-up to 1, hold at 1, then decay to `floor` at the last step: "linear" (the pretraining of wav2vec
+    2.0) or "exponential" (its fine-tuning, the tri-stage schedule). `warmup` and `hold` are fractions of
+    `max_steps`, or absolute steps where above 1.
     """
     if decay not in ("linear", "exponential"):
         raise UserError(f"optim.decay is {decay!r}, but must be 'linear' or 'exponential'")

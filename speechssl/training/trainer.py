@@ -198,8 +198,8 @@ class Trainer:
             log.warning("step %d skipped: its gradient is not finite (%d in a row)", self.step, self.bad_steps)
             if self.bad_steps >= options.max_bad_steps:
                 raise UserError(
-                    f"{self.bad_steps} steps in a row had a gradient that is not finite, up to step {self.step}; the last "
-                    "checkpoint is kept; lower optim.lr"
+                    f"{self.bad_steps} steps in a row had a gradient that is not finite, up to step {self.step}; the "
+                    "last checkpoint is kept; lower optim.lr"
                 )
         self.averages.add("skipped_steps", float(self.bad_steps > 0), 1)
         self.optimizer.zero_grad(set_to_none=True)
