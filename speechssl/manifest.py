@@ -153,9 +153,7 @@ def _parse(line: bytes, *, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: is not JSON ({error}); write one object a line, in UTF-8.") from None
     if type(row) is not dict:
-        raise UserError(
-            f'{where}: is not a JSON object; write one object a line, as {{"audio_filepath": …}}.'
-        )
+        raise UserError(f'{where}: is not a JSON object; write one object a line, as {{"audio_filepath": …}}.')
     for key in ("audio_filepath", "duration"):
         if row.get(key) is None:
             raise UserError(f"{where}: has no `{key}`; every clip needs `audio_filepath` and `duration`.")

@@ -127,9 +127,7 @@ def test_windows_line_ends_and_byte_order_mark(tmp_path):
 
 def test_check_files_names_the_first_that_is_missing(tmp_path):
     (tmp_path / "a.wav").touch()
-    path = put(
-        tmp_path / "m.jsonl", *(f'{{"audio_filepath": "{name}.wav", "duration": 1}}' for name in "abc")
-    )
+    path = put(tmp_path / "m.jsonl", *(f'{{"audio_filepath": "{name}.wav", "duration": 1}}' for name in "abc"))
     with pytest.raises(UserError, match=rf"m\.jsonl:2: there is no audio file {tmp_path}/b\.wav"):
         Manifest(path).check_files()
     (tmp_path / "b.wav").touch()

@@ -50,9 +50,7 @@ def prepare(
         )
     rows, left_out = splits.measure(_rows(root, speaker_level=speaker_level))
     if not rows:
-        raise UserError(
-            f"{root}: has no usable audio file ({left_out} left out); set corpus.root to recordings."
-        )
+        raise UserError(f"{root}: has no usable audio file ({left_out} left out); set corpus.root to recordings.")
     parts = splits.split(rows, shares={"test": test_share, "valid": valid_share})
     return {**splits.write_splits(out, parts), "left_out": left_out}
 

@@ -42,9 +42,7 @@ def prepare(root: str | Path, out: str | Path, *, seed: int = 0) -> dict[str, in
     found = [(path, _NAME.fullmatch(path.stem)) for path in splits.audio_files(folder / "recordings")]
     rows, left_out = splits.measure(_row(path, name) for path, name in found if name)
     if not rows:
-        raise UserError(
-            f"{folder}/recordings: no usable recording there; corpus.root is the folder with {_EXPECTED}."
-        )
+        raise UserError(f"{folder}/recordings: no usable recording there; corpus.root is the folder with {_EXPECTED}.")
     parts = {"train": [], "valid": [], "test": []}
     for row in rows:
         parts[_split(int(row["id"].rpartition("_")[2]))].append(row)

@@ -54,9 +54,7 @@ def prepare(
         for subset in subsets:
             if not (folder / subset).is_dir():
                 here = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-                raise UserError(
-                    f"{folder}: has no subset {subset}; set corpus.{name} to some of [{here}] or to []."
-                )
+                raise UserError(f"{folder}: has no subset {subset}; set corpus.{name} to some of [{here}] or to [].")
         parts[name], dropped = splits.measure(row for subset in subsets for row in _rows(folder / subset))
         left_out += dropped
     return {**splits.write_splits(out, parts), "left_out": left_out}

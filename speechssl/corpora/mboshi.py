@@ -44,9 +44,7 @@ def prepare(
     train, train_left_out = splits.measure(_rows(folder / "train"))
     test, test_left_out = splits.measure(_rows(folder / "dev"))
     if not train:
-        raise UserError(
-            f"{folder}/train: no usable recording there; corpus.root is the folder with {_EXPECTED}."
-        )
+        raise UserError(f"{folder}/train: no usable recording there; corpus.root is the folder with {_EXPECTED}.")
     parts = splits.split(train, shares={"valid": VALID_SHARE}, key="text")
     parts["test"] = test
     for minutes in labels_minutes:

@@ -133,9 +133,7 @@ def write_splits(out: str | Path, splits: Mapping[str, list[Row]]) -> dict[str, 
         UserError: `train` has no row.
     """
     if not splits["train"]:
-        raise UserError(
-            f"no usable audio file is left for {out}/train.jsonl; look at what was left out above."
-        )
+        raise UserError(f"no usable audio file is left for {out}/train.jsonl; look at what was left out above.")
     for name, rows in splits.items():
         path = Path(out) / f"{name}.jsonl"
         if not rows:

@@ -40,8 +40,5 @@ def test_wrong_root_is_one_sentence_and_code_2(tmp_path, corpus, capsys):
 
 def test_options_reach_the_corpus(tmp_path, recordings, capsys):
     options = ["corpus.valid_share=0", "corpus.test_share=0"]
-    assert (
-        main(["prepare", "corpus=folder", f"corpus.root={recordings}", f"out={tmp_path / 'o'}", *options])
-        == 0
-    )
+    assert main(["prepare", "corpus=folder", f"corpus.root={recordings}", f"out={tmp_path / 'o'}", *options]) == 0
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["train.jsonl"]

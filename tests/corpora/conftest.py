@@ -20,9 +20,7 @@ ARCHIVES = Path(__file__).resolve().parents[3] / "shared" / "data"
 def write_clip() -> Callable[..., Path]:
     """write_clip(path, seconds=0.5, rate=16000, text="", suffix=".txt"): noise and a transcript."""
 
-    def write(
-        path: Path, *, seconds: float = 0.5, rate: int = 16_000, text: str = "", suffix: str = ".txt"
-    ) -> Path:
+    def write(path: Path, *, seconds: float = 0.5, rate: int = 16_000, text: str = "", suffix: str = ".txt") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         options = {"format": "OGG", "subtype": "OPUS"} if path.suffix == ".opus" else {}
         samples = np.random.default_rng(0).normal(0, 0.1, round(seconds * rate))

@@ -13,9 +13,7 @@ def test_splits_by_index(tmp_path, write_clip, read_manifest, suffix):
     for speaker in ("ann", "bob"):
         for digit in (0, 7):
             for index in range(12):
-                write_clip(
-                    tmp_path / "in/recordings" / f"{digit}_{speaker}_{index}{suffix}", rate=8000, seconds=0.1
-                )
+                write_clip(tmp_path / "in/recordings" / f"{digit}_{speaker}_{index}{suffix}", rate=8000, seconds=0.1)
     write_clip(tmp_path / "in/recordings/readme_noise.wav")
     out = tmp_path / "out"
     counts = fsdd.prepare(tmp_path / "in", out)
@@ -39,9 +37,7 @@ def test_seed_changes_the_few_only(tmp_path, write_clip, read_manifest):
     for seed in (0, 0, 1):
         fsdd.prepare(tmp_path, tmp_path / f"out{seed}", seed=seed)
     assert (tmp_path / "out0/train.jsonl").read_text() == (tmp_path / "out1/train.jsonl").read_text()
-    assert set(read_manifest(tmp_path / "out0/train_60.jsonl")) != set(
-        read_manifest(tmp_path / "out1/train_60.jsonl")
-    )
+    assert set(read_manifest(tmp_path / "out0/train_60.jsonl")) != set(read_manifest(tmp_path / "out1/train_60.jsonl"))
 
 
 def test_wrong_root_says_what_is_expected(tmp_path):

@@ -54,9 +54,7 @@ def test_other_formats_and_clips_without_transcript(tmp_path, write_clip, read_m
 
 
 def test_missing_subset_lists_those_there_are(tmp_path, root):
-    with pytest.raises(
-        UserError, match=r"has no subset test-other; set corpus\.test to some of \[dev-clean, test-c"
-    ):
+    with pytest.raises(UserError, match=r"has no subset test-other; set corpus\.test to some of \[dev-clean, test-c"):
         librispeech.prepare(root, tmp_path / "out", test=["test-other"])
     with pytest.raises(UserError, match="other subsets of LibriSpeech in it"):
         librispeech.prepare(tmp_path, tmp_path / "out")

@@ -17,9 +17,7 @@ def test_layout_transcripts_and_splits(tmp_path, write_clip, read_manifest):
         write_clip(tmp_path / f"in/train/ann_{i}.wav", seconds=0.5, text=f"mbωngέ {i % 60}", suffix=SUFFIX)
     write_clip(tmp_path / "in/train/ann_untranscribed.flac")
     counts = mboshi.prepare(tmp_path / "in", tmp_path / "out", labels_minutes=[0.25, 0.5])
-    train, valid, test = (
-        read_manifest(tmp_path / f"out/{name}.jsonl") for name in ("train", "valid", "test")
-    )
+    train, valid, test = (read_manifest(tmp_path / f"out/{name}.jsonl") for name in ("train", "valid", "test"))
     assert counts["train"] + counts["valid"] == 151
     [clip] = test.values()
     assert (clip.id, clip.speaker, clip.text) == ("martial_2015_1", "martial", "kyéma yeékirá")

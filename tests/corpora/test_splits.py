@@ -75,9 +75,7 @@ def test_take_one_each():
 
 
 def _group(speaker: str, digit: str) -> list[splits.Row]:
-    return [
-        {**row, "speaker": speaker, "digit": digit, "id": f"{speaker}{digit}{row['id']}"} for row in rows(20)
-    ]
+    return [{**row, "speaker": speaker, "digit": digit, "id": f"{speaker}{digit}{row['id']}"} for row in rows(20)]
 
 
 def test_measure_names_what_it_leaves_out(tmp_path, write_clip, caplog):
