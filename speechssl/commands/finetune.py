@@ -3,7 +3,7 @@
 Examples:
   speechssl finetune task=ctc init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/ctc
   speechssl finetune task=speaker init=runs/first data.train=train.jsonl run_dir=runs/speaker
-  speechssl finetune task=classify task.label=language init=runs/first data.train=train.jsonl run_dir=runs/language
+  speechssl finetune task=classify label=language init=runs/first data.train=train.jsonl run_dir=runs/language
   speechssl finetune task=ctc init=none model=tiny data.train=labelled.jsonl run_dir=runs/scratch    # no pretraining
 
 The encoder's shape comes from init; init=none trains the network of model= from scratch, all of it.
