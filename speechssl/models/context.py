@@ -1,10 +1,14 @@
 """The context network: convolutional positions and a Transformer over packed frames (wav2vec 2.0, section 2).
 
+data2vec's stack of positional convolutions and WavLM's gated relative positions are options of the same network.
+
 Frames of all clips lie end to end, x [P, C]. Linear layers and norms do not care where a clip ends; convolution and
 attention take each run of equally long clips as a batch, so there is no padding and no mask.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -45,24 +49,88 @@ class PositionalConvolution(nn.Module):
         return F.gelu(torch.cat(outputs))
 
 
+class PositionalConvolutionStack(nn.Module):
+    """Relative positions by several grouped convolutions, each normed over channels (data2vec, Baevski et al. 2022).
+
+    A clip's end is silent before each convolution, so that what follows it in a batch changes nothing.
+    """
+
+    def __init__(self, hidden_size: int, kernel: int, groups: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv1d(hidden_size, hidden_size, kernel, padding=kernel // 2, groups=groups) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
+        """[P, C] -> [P, C]."""
+        outputs, start = [], 0
+        for _, count, length in runs(frame_lengths):
+            y = x[start : start + count * length].view(count, length, -1)
+            for layer in self.layers:
+                y = layer(y.transpose(1, 2))[..., :length].transpose(1, 2)
+                y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+            outputs.append(y.flatten(0, 1))
+            start += count * length
+        return torch.cat(outputs)
+
+
+class RelativePositions(nn.Module):
+    """A learned attention bias for each bucket of distances, each head (WavLM, Chen et al. 2022, section 3.1)."""
+
+    def __init__(self, num_heads: int, num_buckets: int, max_distance: int):
+        super().__init__()
+        self.num_buckets, self.max_distance = num_buckets, max_distance
+        self.embedding = nn.Embedding(num_buckets, num_heads)
+
+    def forward(self, length: int) -> Tensor:
+        """Frames of a clip -> [heads, T, T]: the bias of each frame (rows) for each other (columns)."""
+        places = torch.arange(length, device=self.embedding.weight.device)
+        return self.embedding(self._bucket(places[None] - places[:, None])).permute(2, 0, 1)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Half of the buckets are for later frames; in each half, one a frame when near, then logarithmic."""
+        half = self.num_buckets // 2
+        near = half // 2
+        far = torch.log(distance.abs().float() / near) / math.log(self.max_distance / near) * (half - near)
+        far = (near + far.clamp_min(0)).long().clamp_max(half - 1)
+        return (distance > 0) * half + torch.where(distance.abs() < near, distance.abs(), far)
+
+
+class PositionGate(nn.Module):
+    """How much each frame heeds relative positions, in each head (WavLM, section 3.1)."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size // num_heads, 8)
+        self.scale = nn.Parameter(torch.ones(1, num_heads, 1, 1))
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Frames [n, T, C] of n clips, bias [heads, T, T] -> gated bias [n, heads, T, T]."""
+        heads = x.unflatten(-1, (self.scale.shape[1], -1)).transpose(1, 2)
+        update, reset = self.linear(heads).unflatten(-1, (2, 4)).sum(-1).sigmoid().split(1, dim=-1)
+        return (update * (reset * self.scale - 1.0) + 2.0) * bias
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention within each clip; query, key and value come from one projection."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, gated: bool = False):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
+        self.gate = PositionGate(hidden_size, num_heads) if gated else None
 
-    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
-        """[P, C] -> [P, C]."""
+    def forward(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None = None) -> Tensor:
+        """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         dropout = self.dropout if self.training else 0.0
         outputs, start = [], 0
         for _, count, length in runs(frame_lengths):
-            run = qkv[start : start + count * length].view(count, length, 3, self.num_heads, -1)
-            query, key, value = run.permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            part = slice(start, start + count * length)
+            query, key, value = qkv[part].view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            bias = self.gate(x[part].view(count, length, -1), biases[length]) if self.gate else None
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
             outputs.append(y.transpose(1, 2).reshape(count * length, -1))
             start += count * length
         return self.out(torch.cat(outputs))
@@ -82,10 +150,11 @@ class TransformerLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         norm_eps: float,
+        gated: bool,
     ):
         super().__init__()
         self.pre_norm, self.dropout, self.activation_dropout = pre_norm, dropout, activation_dropout
-        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout, gated=gated)
         self.attention_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.feed_in = nn.Linear(hidden_size, feed_forward_size)
         self.feed_out = nn.Linear(feed_forward_size, hidden_size)
@@ -94,19 +163,19 @@ class TransformerLayer(nn.Module):
     def _drop(self, x: Tensor, probability: float) -> Tensor:
         return F.dropout(x, probability, self.training) if probability else x
 
-    def _attend(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
-        return self._drop(self.attention(x, frame_lengths), self.dropout)
+    def _attend(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None) -> Tensor:
+        return self._drop(self.attention(x, frame_lengths, biases), self.dropout)
 
     def _feed(self, x: Tensor) -> Tensor:
         x = self._drop(F.gelu(self.feed_in(x)), self.activation_dropout)
         return self._drop(self.feed_out(x), self.dropout)
 
-    def forward(self, x: Tensor, frame_lengths: list[int]) -> Tensor:
-        """[P, C] -> [P, C]."""
+    def forward(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None = None) -> Tensor:
+        """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
         if self.pre_norm:
-            x = x + self._attend(self.attention_norm(x), frame_lengths)
+            x = x + self._attend(self.attention_norm(x), frame_lengths, biases)
             return x + self._feed(self.feed_norm(x))
-        x = self.attention_norm(x + self._attend(x, frame_lengths))
+        x = self.attention_norm(x + self._attend(x, frame_lengths, biases))
         return self.feed_norm(x + self._feed(x))
 
 
@@ -124,15 +193,23 @@ class ContextNetwork(nn.Module):
         dropout: float,
         layer_drop: float,
         norm_eps: float,
+        num_heads: int,
+        position_layers: int | None = None,
+        relative_buckets: int | None = None,
+        relative_distance: int = 800,
         **layer: float,
     ):
         super().__init__()
         self.pre_norm, self.dropout, self.layer_drop = pre_norm, dropout, layer_drop
-        self.positions = PositionalConvolution(hidden_size, position_kernel, position_groups)
+        shape = hidden_size, position_kernel, position_groups
+        self.positions = (
+            PositionalConvolutionStack(*shape, position_layers) if position_layers else PositionalConvolution(*shape)
+        )
+        self.relative = RelativePositions(num_heads, relative_buckets, relative_distance) if relative_buckets else None
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+        layer |= {"hidden_size": hidden_size, "num_heads": num_heads, "pre_norm": pre_norm, "dropout": dropout}
         self.layers = nn.ModuleList(
-            TransformerLayer(hidden_size=hidden_size, pre_norm=pre_norm, dropout=dropout, norm_eps=norm_eps, **layer)
-            for _ in range(num_layers)
+            TransformerLayer(norm_eps=norm_eps, gated=self.relative is not None, **layer) for _ in range(num_layers)
         )
         self.apply(_init_linear)
 
@@ -147,9 +224,10 @@ class ContextNetwork(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         states = [x]
+        biases = {length: self.relative(length) for length in set(frame_lengths)} if self.relative else None
         dropped = self._draw_dropped(generator)
         for layer, drop in zip(self.layers, dropped, strict=True):
-            x = x if drop else layer(x, frame_lengths)
+            x = x if drop else layer(x, frame_lengths, biases)
             states.append(x)
         if self.pre_norm:
             states[-1] = self.norm(x)

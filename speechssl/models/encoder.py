@@ -24,6 +24,7 @@ class EncoderConfig:
         conv_channels, conv_kernels, conv_strides: the feature encoder, one number a layer.
         conv_norm: "group" (first layer, BASE) or "layer" (each layer, LARGE).
         conv_bias: whether the convolutions have a bias.
+        conv_init: how the convolutions begin: "kaiming" (the reference) or "average" (each a local mean, plus noise).
         hidden_size, num_layers, num_heads, feed_forward_size: the Transformer.
         position_kernel, position_groups: the convolutional positional embedding.
         pre_norm: LayerNorm before attention and feed-forward (LARGE) instead of after the sum (BASE).
@@ -31,7 +32,11 @@ class EncoderConfig:
         attention_dropout, activation_dropout: within attention and within feed-forward.
         projection_dropout: after the projection of the features.
         layer_drop: probability of leaving out a layer in a training step.
-        norm_eps: epsilon of every LayerNorm.
+        norm_eps: epsilon of every LayerNorm outside the convolutions.
+        feature_norm: LayerNorm between the feature encoder and the projection.
+        position_layers: how many positional convolutions data2vec's stack has; None is wav2vec 2.0's single one.
+        relative_buckets, relative_distance: WavLM's gated relative positions, how many buckets of distances and from
+            how many frames on all are one; None for relative_buckets is none of it.
     """
 
     conv_channels: tuple[int, ...]
@@ -52,6 +57,11 @@ class EncoderConfig:
     projection_dropout: float = 0.0
     layer_drop: float = 0.0
     norm_eps: float = 1e-5
+    conv_init: str = "kaiming"
+    feature_norm: bool = True
+    position_layers: int | None = None
+    relative_buckets: int | None = None
+    relative_distance: int = 800
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
@@ -60,6 +70,8 @@ class EncoderConfig:
             raise UserError("the encoder's conv_channels, conv_kernels and conv_strides must be equally long lists")
         if self.conv_norm not in ("group", "layer"):
             raise UserError(f"the encoder's conv_norm is {self.conv_norm!r}, but must be 'group' or 'layer'")
+        if self.conv_init not in ("kaiming", "average"):
+            raise UserError(f"the encoder's conv_init is {self.conv_init!r}, but must be 'kaiming' or 'average'")
         for name in ("num_heads", "position_groups"):
             divisor = getattr(self, name)
             if self.hidden_size % divisor:
@@ -106,8 +118,10 @@ class Encoder(nn.Module):
             strides=config.conv_strides,
             norm=config.conv_norm,
             bias=config.conv_bias,
+            averaging=config.conv_init == "average",
         )
-        self.feature_norm = nn.LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
+        channels = config.conv_channels[-1]
+        self.feature_norm = nn.LayerNorm(channels, eps=config.norm_eps) if config.feature_norm else nn.Identity()
         self.projection = nn.Linear(config.conv_channels[-1], config.hidden_size)
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.context = ContextNetwork(
@@ -123,6 +137,9 @@ class Encoder(nn.Module):
             activation_dropout=config.activation_dropout,
             layer_drop=config.layer_drop,
             norm_eps=config.norm_eps,
+            position_layers=config.position_layers,
+            relative_buckets=config.relative_buckets,
+            relative_distance=config.relative_distance,
         )
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:

@@ -25,11 +25,23 @@ TILE = 16
 class ConvLayer(nn.Module):
     """One convolution, its norm (`group`: each channel over a clip's time; `layer`: each frame; None) and GELU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, *, norm: str | None, bias: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        *,
+        norm: str | None,
+        bias: bool,
+        averaging: bool,
+    ):
         super().__init__()
         self.kernel, self.stride, self.norm_kind = kernel, stride, norm
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel))
         nn.init.kaiming_normal_(self.weight)
+        if averaging and in_channels > 1:
+            _average(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if norm == "group":
             self.norm = nn.GroupNorm(out_channels, out_channels)
@@ -47,6 +59,18 @@ class ConvLayer(nn.Module):
         return F.gelu(self.norm(y) if self.norm_kind == "layer" else y)
 
 
+@torch.no_grad()
+def _average(weight: Tensor) -> None:
+    """Begin as the mean of one input channel over the kernel, plus a little noise; weight [C_out, C_in, kernel].
+
+    With it an untrained stack gives the smoothed, rectified output of the first layer's filters: energies in bands,
+    which context predicts and codes tell apart. The contrastive loss then leaves chance within tens of steps.
+    """
+    outputs = torch.arange(len(weight))
+    weight.mul_(0.2)
+    weight[outputs, outputs % weight.shape[1]] += 1 / weight.shape[2]
+
+
 class FeatureEncoder(nn.Module):
     """Stack of convolutions. `norm="group"` norms the first layer only (BASE), `norm="layer"` each (LARGE)."""
 
@@ -58,6 +82,7 @@ class FeatureEncoder(nn.Module):
         strides: Sequence[int],
         norm: str,
         bias: bool,
+        averaging: bool,
     ):
         super().__init__()
         self.kernels, self.strides = tuple(kernels), tuple(strides)
@@ -70,6 +95,7 @@ class FeatureEncoder(nn.Module):
                 strides[i],
                 norm=norm if norm == "layer" or i == 0 else None,
                 bias=bias,
+                averaging=averaging,
             )
             for i in range(len(channels))
         )
