@@ -36,10 +36,11 @@ class Vocabulary:
     """The symbols a CTC head tells apart.
 
     Attributes:
-        symbols: "<blank>" first, then single characters, each once; a symbol's place is its label.
+        symbols: "<blank>" first, then single characters, each once; a symbol's place is its label. Vocabularies from
+            other toolkits also hold longer symbols, such as "<unk>" or a phoneme: they are decoded, never encoded.
 
     Raises:
-        UserError: the first symbol is not the blank, or another is not one character, or stands there twice.
+        UserError: the first symbol is not the blank, or another is empty or stands there twice.
     """
 
     symbols: tuple[str, ...]
@@ -47,9 +48,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not self.symbols or self.symbols[BLANK_INDEX] != BLANK:
             raise UserError(f"a vocabulary must begin with {BLANK!r}, not as {_shorten(self.symbols)}")
-        for symbol in self.symbols[1:]:
-            if len(symbol) != 1:
-                raise UserError(f"the vocabulary holds {symbol!r}, but after {BLANK!r} each is one character")
+        if "" in self.symbols:
+            raise UserError(f"the vocabulary holds an empty symbol: {_shorten(self.symbols)}")
         if len(self._index) != len(self.symbols):
             raise UserError(f"the vocabulary holds a symbol twice: {_shorten(self.symbols)}")
 

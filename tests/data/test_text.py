@@ -88,10 +88,16 @@ def test_outside_lists_each_character_once():
     assert Vocabulary.from_texts(["a"]).outside("b a c b") == [" ", "b", "c"]
 
 
-@pytest.mark.parametrize("symbols", [(), ("a", "b"), (BLANK, "ab"), (BLANK, "a", "a"), (BLANK, "")])
+@pytest.mark.parametrize("symbols", [(), ("a", "b"), (BLANK, "a", "a"), (BLANK, "")])
 def test_a_broken_vocabulary_is_refused(symbols):
     with pytest.raises(UserError):
         Vocabulary(symbols)
+
+
+def test_longer_symbols_are_decoded_and_never_encoded():
+    vocabulary = Vocabulary((BLANK, "a", "<unk>", "aɪ"))
+    assert vocabulary.decode([1, 2, 0, 3]) == "a<unk>aɪ"
+    assert vocabulary.outside("aɪ<") == ["<", "ɪ"]
 
 
 def test_no_vocabulary_from_empty_texts():
