@@ -1,20 +1,24 @@
-"""A model whose every answer is known: it reads each frame's mean amplitude as the number of a symbol.
+"""What several tests need: small real models, seeded audio, and a model whose every answer is known.
 
-`spell("ab a")` is a waveform that says so, and the real heads, recogniser and commands must say it back.
+The last reads each frame's mean amplitude as the number of a symbol: `spell("ab a")` is a waveform that says so, and
+the real heads, recogniser and commands must say it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl import manifest
 from speechssl.config import objective_class
 from speechssl.data.text import BLANK
 from speechssl.heads.ctc import CTCObjective
@@ -22,7 +26,7 @@ from speechssl.heads.speaker import ClassifyObjective
 from speechssl.inference import SpeechModel
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training.checkpoint import model_config, save_checkpoint
-from speechssl.types import EncoderOutput
+from speechssl.types import Batch, EncoderOutput, Utterance
 
 RATE, HOP, FIELD = 16_000, 320, 400
 SYMBOLS = [BLANK, " ", *"abc"]
@@ -113,27 +117,12 @@ def audio_tools() -> SimpleNamespace:
 
 
 @pytest.fixture
-def write_run(tmp_path) -> Callable[..., Path]:
+def write_run(tmp_path, small_config) -> Callable[..., Path]:
     """A run folder with a checkpoint of random weights: a small encoder and the head that is named."""
 
     def write(name: str, **options) -> Path:
         torch.manual_seed(0)
-        encoder = Encoder(
-            EncoderConfig(
-                conv_channels=(16,) * 7,
-                conv_kernels=(10, 3, 3, 3, 3, 2, 2),
-                conv_strides=(5, 2, 2, 2, 2, 2, 2),
-                conv_norm="group",
-                conv_bias=False,
-                hidden_size=32,
-                num_layers=2,
-                num_heads=2,
-                feed_forward_size=32,
-                position_kernel=8,
-                position_groups=4,
-                pre_norm=False,
-            )
-        )
+        encoder = Encoder(small_config(conv_channels=(16,) * 7, hidden_size=32))
         objective = objective_class(name)(encoder.config, **options)
         for parameter in objective.parameters():
             nn.init.normal_(parameter)  # so that a random head says more than one thing
@@ -162,3 +151,148 @@ def ctc_run(write_run) -> Path:
 def speaker_run(write_run) -> Path:
     """A run folder of task=speaker with random weights."""
     return write_run("classify", **CLASSIFY_OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., EncoderConfig]:
+    """`small_config(**changes)`: an encoder with the standard front end (receptive field 400, hop 320), else small."""
+
+    def make(**changes) -> EncoderConfig:
+        options = {
+            "conv_channels": (8,) * 7,
+            "conv_kernels": (10, 3, 3, 3, 3, 2, 2),
+            "conv_strides": (5, 2, 2, 2, 2, 2, 2),
+            "conv_norm": "group",
+            "conv_bias": False,
+            "hidden_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "feed_forward_size": 32,
+            "position_kernel": 8,
+            "position_groups": 4,
+            "pre_norm": False,
+        }
+        return EncoderConfig(**options | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wav2vec2_options() -> Callable[..., dict]:
+    """`wav2vec2_options(**changes)`: the keyword arguments of a small wav2vec 2.0 objective."""
+
+    def make(**changes) -> dict:
+        options = {
+            "num_groups": 2,
+            "num_codewords": 5,
+            "code_size": 8,
+            "final_size": 8,
+            "num_distractors": 10,
+            "temperature": 0.1,
+            "diversity_weight": 0.1,
+            "feature_penalty": 10.0,
+            "feature_gradient_scale": 0.1,
+            "feature_dropout": 0.0,
+            "mask_start_probability": 0.065,
+            "mask_span": 10,
+            "mask_min_spans": 2,
+            "gumbel_start": 2.0,
+            "gumbel_end": 0.5,
+            "gumbel_decay": None,
+        }
+        return options | changes
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """`make_batch(lengths, seed=0, targets=None, padding=0.0)`: clips of seeded noise, so many samples each."""
+
+    def make(
+        lengths: Sequence[int], *, seed: int = 0, targets: list[Tensor] | None = None, padding: float = 0.0
+    ) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        waveforms = torch.full((len(lengths), max(lengths)), padding)
+        for waveform, length in zip(waveforms, lengths, strict=True):
+            waveform[:length] = 0.1 * torch.randn(length, generator=generator)
+        return Batch(
+            waveforms=waveforms,
+            lengths=torch.tensor(lengths),
+            seeds=[1000 * seed + i for i in range(len(lengths))],
+            utterances=[Utterance(str(i), Path(f"{i}.wav"), n / RATE) for i, n in enumerate(lengths)],
+            targets=targets,
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_corpus(tmp_path) -> Callable[..., Path]:
+    """`write_corpus(name, seconds=…)`: tones in noise as WAV files, and their manifest, which it returns.
+
+    Clip i is called i, says "ab" or "ba", and is spoken by ann or bob, in one of two languages.
+    """
+
+    def write(name: str = "train", *, seconds: Sequence[float] = (0.5, 0.6, 0.4, 0.8), **columns: str) -> Path:
+        random = np.random.default_rng(len(name))
+        rows = []
+        for i, duration in enumerate(seconds):
+            time = np.arange(round(duration * RATE)) / RATE
+            tone = np.sin(2 * np.pi * (200 + 150 * i) * time) * np.sin(2 * np.pi * 3 * time)
+            waveform = 0.2 * tone + 0.02 * random.standard_normal(len(time))
+            save(tmp_path / name / f"{i}.wav", torch.from_numpy(waveform))
+            row = {"id": str(i), "text": ("ab", "ba")[i % 2], "speaker": ("ann", "bob")[i % 2]}
+            row |= {"language": ("x", "y")[i // 2 % 2]} | columns
+            rows.append({"audio_filepath": f"{name}/{i}.wav", "duration": duration} | row)
+        manifest.write(tmp_path / f"{name}.jsonl", rows)
+        return tmp_path / f"{name}.jsonl"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def transformers_weights() -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Tensors of transformers' Wav2Vec2Model or ForPreTraining (weights or gradients), under our names."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in TRANSFORMERS_NAMES:
+            name, found = re.subn(f"^{pattern}$", replacement, name)
+            if found:
+                return name
+        raise KeyError(name)
+
+    def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = {name.removeprefix("wav2vec2."): tensor for name, tensor in tensors.items()}
+        for name in [name for name in tensors if ".q_proj." in name]:
+            parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            tensors[name.replace("q_proj", "qkv")] = torch.cat(parts)
+        ours = {rename(name): tensor for name, tensor in tensors.items()}
+        if (codebook := ours.get("objective.quantizer.codebook")) is not None:
+            ours["objective.quantizer.codebook"] = codebook.unflatten(1, (2, -1)).squeeze(0)
+        return ours
+
+    return translate
+
+
+TRANSFORMERS_NAMES = (
+    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(\w+)", r"encoder.feature_encoder.layers.\1.\2"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(\w+)", r"encoder.feature_encoder.layers.\1.norm.\2"),
+    (r"feature_projection\.layer_norm\.(\w+)", r"encoder.feature_norm.\1"),
+    (r"feature_projection\.projection\.(\w+)", r"encoder.projection.\1"),
+    (r"masked_spec_embed", r"encoder.mask_vector"),
+    (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original0", r"encoder.context.positions.weight_g"),
+    (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original1", r"encoder.context.positions.weight_v"),
+    (r"encoder\.pos_conv_embed\.conv\.bias", r"encoder.context.positions.bias"),
+    (r"encoder\.layer_norm\.(\w+)", r"encoder.context.norm.\1"),
+    (r"encoder\.layers\.(\d+)\.attention\.qkv\.(\w+)", r"encoder.context.layers.\1.attention.qkv.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.out_proj\.(\w+)", r"encoder.context.layers.\1.attention.out.\2"),
+    (r"encoder\.layers\.(\d+)\.layer_norm\.(\w+)", r"encoder.context.layers.\1.attention_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(\w+)", r"encoder.context.layers.\1.feed_in.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(\w+)", r"encoder.context.layers.\1.feed_out.\2"),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(\w+)", r"encoder.context.layers.\1.feed_norm.\2"),
+    (r"quantizer\.weight_proj\.(\w+)", r"objective.quantizer.projection.\1"),
+    (r"quantizer\.codevectors", r"objective.quantizer.codebook"),
+    (r"project_hid\.(\w+)", r"objective.project_context.\1"),
+    (r"project_q\.(\w+)", r"objective.project_target.\1"),
+)

@@ -1,0 +1,102 @@
+"""Positions, attention within clips, and LayerDrop."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speechssl.models.context import ContextNetwork, PositionalConvolution, SelfAttention
+
+LENGTHS = [40, 33, 33, 1, 64, 7]  # equal neighbours, multiples of the grain and not, a single frame
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    options = {
+        "hidden_size": 16,
+        "num_layers": 3,
+        "num_heads": 2,
+        "feed_forward_size": 32,
+        "position_kernel": 8,
+        "position_groups": 4,
+        "pre_norm": False,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "layer_drop": 0.0,
+        "norm_eps": 1e-5,
+    }
+    return ContextNetwork(**options | changes)
+
+
+@pytest.mark.parametrize("kernel", [8, 9, 128])
+def test_positions_are_those_of_one_convolution_a_clip(kernel):
+    torch.manual_seed(0)
+    ours = PositionalConvolution(16, kernel, 4).double()
+    with torch.no_grad():
+        ours.weight_g.mul_(1.5)  # else the norm cancels
+        ours.bias.normal_()
+    x = noise(sum(LENGTHS), 16).double()
+    norm = ours.weight_v.square().sum((0, 1), keepdim=True).sqrt()
+    weight = ours.weight_v * ours.weight_g / norm
+    clips = []
+    for clip in x.split(LENGTHS):
+        y = F.conv1d(clip.T[None], weight, ours.bias, padding=kernel // 2, groups=4)[0].T
+        clips.append(F.gelu(y[: len(clip)]))
+    torch.testing.assert_close(ours(x, LENGTHS), torch.cat(clips), rtol=1e-9, atol=1e-9)
+
+
+def test_attention_is_softmax_of_scaled_products_within_each_clip():
+    torch.manual_seed(0)
+    ours = SelfAttention(16, 2, dropout=0.0).double()
+    x = noise(sum(LENGTHS), 16).double()
+    clips = []
+    for clip in x.split(LENGTHS):
+        query, key, value = F.linear(clip, ours.qkv.weight, ours.qkv.bias).split(16, dim=-1)
+        heads = []
+        for head in (slice(0, 8), slice(8, 16)):
+            scores = query[:, head] @ key[:, head].T / 8**0.5
+            heads.append(scores.exp() / scores.exp().sum(1, keepdim=True) @ value[:, head])
+        clips.append(ours.out(torch.cat(heads, -1)))
+    torch.testing.assert_close(ours(x, LENGTHS), torch.cat(clips), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_a_clip_is_the_same_alone_and_in_a_batch(pre_norm):
+    ours, x = network(pre_norm=pre_norm).eval(), noise(sum(LENGTHS), 16)
+    together = ours(x, LENGTHS)
+    for i, clip in enumerate(x.split(LENGTHS)):
+        for state, alone in zip(together, ours(clip, [len(clip)]), strict=True):
+            torch.testing.assert_close(state.split(LENGTHS)[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def dropped_layers(ours, seed):
+    """Which layers gave out what they were given."""
+    x = noise(9, 16)
+    states = ours(x, [9], generator=torch.Generator().manual_seed(seed))
+    return [torch.equal(before, after) for before, after in pairwise(states)]
+
+
+def test_layer_drop_obeys_its_generator():
+    ours = network(num_layers=12, layer_drop=0.5).train()
+    draws = []
+    for seed in range(20):
+        torch.manual_seed(seed + 100)
+        draws.append(dropped_layers(ours, seed))
+        assert dropped_layers(ours, seed) == draws[-1]  # whatever the global generator has done since
+    assert len({tuple(draw) for draw in draws}) == 20
+    share = sum(map(sum, draws)) / (20 * 12)
+    assert share == pytest.approx(0.5, abs=3 * 0.5 / 240**0.5)  # three standard deviations
+
+
+def test_layer_drop_is_for_training_alone():
+    ours = network(layer_drop=0.9)
+    assert not any(dropped_layers(ours.eval(), 0))
+    assert not any(dropped_layers(network(layer_drop=0.0).train(), 0))
