@@ -106,7 +106,8 @@ class BatchLoader:
         self.num_broken += len(broken)
         for clip in broken:
             log.warning("clip %s skipped: %s (%d so far)", clip.utterance.id, clip.reason, self.num_broken)
-        allowed = max(self.max_broken_share * min(max(self.num_read, 100), len(self.usable)), 0)
+        # The first few clips decide nothing: the share is taken of 100 clips at least, or of all where there are fewer.
+        allowed = self.max_broken_share * max(self.num_read, min(100, len(self.usable)))
         if broken and self.num_broken > allowed:
             raise UserError(
                 f"{self.num_broken} of the {self.num_read} clips read so far are broken, the last because: "
