@@ -1,0 +1,97 @@
+"""The classifier of clips: pooling by hand, labels, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from speechssl.errors import UserError
+from speechssl.heads.speaker import ClassifyObjective
+from speechssl.models.encoder import Encoder
+from speechssl.types import Utterance
+
+
+@pytest.fixture
+def build(small_config):
+    """`build(**options)`: a small encoder and a classifier of ann, bob and cid."""
+
+    def make(**options):
+        torch.manual_seed(0)
+        encoder = Encoder(small_config())
+        defaults = {
+            "labels": ["ann", "bob", "cid"],
+            "label": "speaker",
+            "dropout": 0.0,
+            "freeze_feature_encoder": True,
+            "freeze_encoder": 0.0,
+        }
+        return encoder.eval(), ClassifyObjective(encoder.config, **defaults | options).eval()
+
+    return make
+
+
+@pytest.fixture
+def batch(make_batch):
+    """Three clips, the second of one frame, by bob, ann and cid."""
+    return make_batch([10_000, 400, 8_000], targets=[torch.tensor([i]) for i in (1, 0, 2)])
+
+
+def utterance(tmp_path, **fields):
+    return Utterance("a", tmp_path / "a.wav", 1.0, fields=fields)
+
+
+def test_embeddings_are_mean_and_deviation_of_each_clips_own_frames(build, batch):
+    """Equal weights of the layers at the start; then LayerNorm, whose gain is 1 and bias 0."""
+    encoder, objective = build()
+    output = encoder(batch.waveforms, batch.lengths)
+    ours = objective.embed(output).detach().numpy()
+    layers = np.mean([x.detach().double().numpy() for x in output.packed], axis=0)
+    for embedding, clip in zip(ours, np.split(layers, np.cumsum(output.frame_lengths)[:-1]), strict=True):
+        pooled = np.concatenate([clip.mean(0), np.sqrt(clip.var(0) + 1e-5)])
+        expected = (pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-5)
+        np.testing.assert_allclose(embedding, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_loss_is_cross_entropy_of_the_clips(build, batch):
+    encoder, objective = build()
+    output = objective(encoder, batch)
+    logits = objective.classify(objective.embed(encoder(batch.waveforms, batch.lengths)))
+    probabilities = logits.softmax(-1)[torch.arange(3), torch.tensor([1, 0, 2])]
+    term = output.terms["cross_entropy"]
+    assert term.sum.item() == pytest.approx(-probabilities.log().sum().item(), rel=1e-5)
+    assert term.count == objective.counts(batch, [31, 1, 24])["cross_entropy"] == 3
+    right = logits.argmax(-1) == torch.tensor([1, 0, 2])
+    assert (float(output.metrics["accuracy"][0]), output.metrics["accuracy"][1]) == (int(right.sum()), 3)
+
+
+def test_what_is_frozen_gets_no_gradient(build, batch):
+    for frozen, expected in ((False, {"feature_norm", "projection", "context"}), (True, set())):
+        encoder, objective = build(freeze_encoder=float(frozen))
+        objective.begin_step(1, 10)
+        objective(encoder, batch).terms["cross_entropy"].sum.backward()
+        assert {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None} == expected
+        assert all(p.grad is not None for p in objective.parameters())
+
+
+def test_labels_are_the_columns_values_sorted(build, tmp_path):
+    utterances = [utterance(tmp_path, digit=digit) for digit in (3, "x", 3, 10, None)]
+    assert ClassifyObjective.data_options(utterances, label="digit", dropout=0.1)["labels"] == ["10", "3", "x"]
+    with pytest.raises(UserError, match=r"1 different values of 'digit'.*needs two"):
+        ClassifyObjective.data_options(utterances[:1], label="digit")
+    _, objective = build(labels=["10", "3", "x"], label="digit")
+    assert objective.target(utterances[0]).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"speaker": "bob"}, None),
+        ({"speaker": None}, "it has no 'speaker'"),
+        ({}, "it has no 'speaker'"),
+        ({"speaker": "dan"}, "its speaker 'dan' does not occur in the training manifest"),
+    ],
+)
+def test_clips_that_cannot_be_trained_on(build, tmp_path, fields, reason):
+    _, objective = build()
+    assert objective.check(utterance(tmp_path, **fields), 50) == reason
