@@ -33,7 +33,7 @@ def run(config: DictConfig) -> None:
     del options["_target_"]
     objective = checkpoints.build_objective(options, encoder.config)
     if config.init:
-        _load(config.init, encoder, objective, options)
+        _load(config, encoder, objective)
     build_trainer(
         config,
         encoder=encoder,
@@ -46,12 +46,19 @@ def run(config: DictConfig) -> None:
     ).fit()
 
 
-def _load(init: str, encoder: Encoder, objective: torch.nn.Module, options: dict) -> None:
+def _load(config: DictConfig, encoder: Encoder, objective: torch.nn.Module) -> None:
     """Start from a checkpoint's encoder, and from its objective where that is the same."""
-    found = checkpoints.load_checkpoint(init)
-    difference = checkpoints.first_difference(encoder.config.to_dict(), found.config["encoder"])
+    found = checkpoints.load_checkpoint(config.init)
+    ours = {
+        "sample_rate": config.model.sample_rate,
+        "normalize": config.model.normalize,
+        "encoder": encoder.config.to_dict(),
+    }
+    difference = checkpoints.first_difference(ours, {key: found.config[key] for key in ours})
     if difference:
-        raise UserError(f"init={init} has another encoder: {difference}; choose the model= that it was trained with")
+        raise UserError(
+            f"init={config.init} has another encoder: {difference}; choose the model= that it was trained with"
+        )
     checkpoints.load_tensors(encoder, found.part("encoder"), found.folder)
-    if found.config["objective"]["name"] == options["name"]:
+    if found.config["objective"]["name"] == config.objective.name:
         checkpoints.load_tensors(objective, found.part("objective"), found.folder)
