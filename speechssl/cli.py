@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from speechssl.environment import check_pair
-from speechssl.errors import UserError
+from speechssl.errors import Interrupted, UserError
 
 COMMANDS = Path(__file__).resolve().parent / "commands"
 
@@ -53,11 +54,16 @@ USERS_OS_ERRORS = (
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     _set_up_streams()
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        _dispatch(sys.argv[1:] if argv is None else argv)
+        _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), code=2)
+    except Interrupted as stop:
+        again = [argument for argument in arguments if not argument.startswith("trainer.resume=")]
+        print(f"{stop}; to go on: {shlex.join(['speechssl', *again])}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1

@@ -68,7 +68,7 @@ def build_loader(
     data = config.data
 
     def check(utterance) -> str | None:
-        num_samples = int(utterance.duration_s * sample_rate)
+        num_samples = round(utterance.duration_s * sample_rate)
         return objective.check(utterance, num_frames(num_samples, encoder.conv_kernels, encoder.conv_strides))
 
     workers = data.num_workers
@@ -107,9 +107,6 @@ def build_trainer(
     options["device"] = device = choose_device(options["device"])
     if device == "cpu":
         keep_memory()
-    run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
     shared = {
         "encoder": encoder.config,
         "sample_rate": sample_rate,
@@ -130,7 +127,8 @@ def build_trainer(
         valid_loader=valid_loader,
         optimizer=build_optimizer(model.named_parameters(), **optim),
         schedule=schedule,
-        run_dir=run_dir,
+        run_dir=Path(config.run_dir),
+        run_config=OmegaConf.to_yaml(config, resolve=True),
         config=checkpoints.model_config(
             sample_rate=sample_rate,
             normalize=normalize,

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from speechssl.data.loader import BatchLoader
-from speechssl.errors import UserError
+from speechssl.errors import Interrupted, UserError
 from speechssl.models.encoder import Encoder
 from speechssl.rng import derive_seed, generator
 from speechssl.training import checkpoint as checkpoints
@@ -29,10 +29,6 @@ from speechssl.training.optim import lr_scale
 from speechssl.types import Batch, LossOutput
 
 log = logging.getLogger("speechssl")
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has been saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +73,7 @@ class Trainer:
         optimizer: over the parameters of both.
         schedule: keyword arguments of `lr_scale`.
         run_dir: the run folder.
+        run_config: the composed config as yaml, written into the run folder.
         config: the model's plain config, written into each checkpoint.
         options: see TrainerOptions.
     """
@@ -91,6 +88,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: dict[str, Any],
         run_dir: Path,
+        run_config: str,
         config: dict[str, Any],
         options: TrainerOptions,
     ):
@@ -98,10 +96,10 @@ class Trainer:
         self.model = nn.ModuleDict({"encoder": encoder, "objective": objective})
         self.loader, self.valid_loader = loader, valid_loader
         self.optimizer, self.schedule = optimizer, schedule
-        self.run_dir, self.config, self.options = run_dir, config, options
+        self.run_dir, self.run_config, self.config, self.options = run_dir, run_config, config, options
         self.device = torch.device(options.device)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.step = 0
+        self.step = self.saved_step = 0
         self.bad_steps = 0
         self.best = math.inf
         self.averages = Averages()
@@ -113,6 +111,9 @@ class Trainer:
         if self.step >= self.options.max_steps:
             log.info("%s is finished at step %d; nothing to do", self.run_dir, self.step)
             return
+        # Written only now: a run that is finished, or that this one must not continue, keeps its own.
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(self.run_config, encoding="utf-8")
         monitor = Monitor(self.run_dir, max_steps=self.options.max_steps, first_step=self.step)
         stream = self.loader.stream()
         with self._signals(), contextlib.closing(monitor):
@@ -131,7 +132,9 @@ class Trainer:
                 if self._due(self.options.checkpoint_every) or self.stop_signal:
                     self.save()
                 if self.stop_signal and self.step < self.options.max_steps:
-                    raise Interrupted(f"interrupted at step {self.step}; saved in {self.run_dir}")
+                    raise Interrupted(
+                        f"{self.run_dir} was interrupted and is saved at step {self.step} of {self.options.max_steps}"
+                    )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.options.max_steps
@@ -224,8 +227,13 @@ class Trainer:
             self._account(self._forward(batch.to(self.device)))
         self.averages = trained
         row = {f"valid_{name}": value for name, value in _figures(averages.means()).items()}
-        figure = self.options.best.removeprefix("-")
-        value = row[f"valid_{figure}"] * (-1 if self.options.best.startswith("-") else 1)
+        figure = f"valid_{self.options.best.removeprefix('-')}"
+        if figure not in row:
+            raise UserError(
+                f"validation gives no {figure} to choose the best checkpoint by, but {', '.join(sorted(row))}; change "
+                "trainer.best, or add clips to data.valid that are long enough"
+            )
+        value = row[figure] * (-1 if self.options.best.startswith("-") else 1)
         if value < self.best:
             self.best = value
             self.save()
@@ -233,10 +241,10 @@ class Trainer:
         return {"step": self.step, **row}
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
-        folder = self.run_dir / "checkpoints"
-        if (folder / f"step_{self.step}").exists():
+        """Write a checkpoint of this step, unless that is done."""
+        if self.saved_step == self.step:
             return
+        folder = self.run_dir / "checkpoints"
         names = {id(p): name for name, p in self.model.named_parameters()}
         state = {
             "step": self.step,
@@ -257,6 +265,7 @@ class Trainer:
             trainer=state,
         )
         checkpoints.remove_old(folder, keep_last=self.options.keep_last)
+        self.saved_step = self.step
 
     def _resume(self) -> None:
         """Continue from `last` where there is one and the options say so."""
@@ -264,6 +273,7 @@ class Trainer:
         if not last.exists():
             if self.options.resume == "must":
                 raise UserError(f"{self.run_dir} holds no checkpoint to resume from; drop trainer.resume=must")
+            truncate_rows(self.run_dir / "metrics.jsonl", last_step=0)  # of a run that left no checkpoint
             return
         if self.options.resume == "never":
             raise UserError(f"{self.run_dir} holds a run already; choose another run_dir or trainer.resume=auto")
@@ -273,8 +283,8 @@ class Trainer:
             raise UserError(f"{last} is of another model: {difference}; choose another run_dir or the same settings")
         checkpoints.load_tensors(self.model, found.tensors, found.folder)
         self._load_state(found.folder)
-        truncate_rows(self.run_dir / "metrics.jsonl", last_step=self.step)
         if self.step < self.options.max_steps:
+            truncate_rows(self.run_dir / "metrics.jsonl", last_step=self.step)
             append_row(
                 self.run_dir / "metrics.jsonl",
                 {"step": self.step, "event": "resumed", "resumed_from": self.step},
