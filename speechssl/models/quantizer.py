@@ -57,5 +57,7 @@ def gumbel_noise(num_frames: int, num_groups: int, num_codewords: int, *, genera
 
 def perplexity(mean_probabilities: Tensor) -> Tensor:
     """Scalar: exp(entropy) of each group's mean distribution [G, V], summed over groups; at most G * V."""
-    entropy = -torch.special.xlogy(mean_probabilities, mean_probabilities).sum(-1)
+    # Far-off codewords underflow to 0, where xlogy's gradient is not a number.
+    logs = mean_probabilities.clamp_min(torch.finfo(mean_probabilities.dtype).tiny).log()
+    entropy = -(mean_probabilities * logs).sum(-1)
     return entropy.exp().sum()

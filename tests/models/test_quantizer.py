@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -79,3 +81,11 @@ def test_perplexity_by_hand():
     assert perplexity(torch.stack([one, one])).item() == pytest.approx(2)
     half = torch.tensor([0.5, 0.5, 0.0, 0.0])
     assert perplexity(torch.stack([one, half])).item() == pytest.approx(1 + 2)
+
+
+def test_perplexity_has_a_gradient_where_a_codeword_underflows():
+    mean = torch.tensor([[0.5, 0.5, 0.0]], requires_grad=True)
+    perplexity(mean).backward()
+    # By hand: -exp(entropy) (log p + 1).
+    assert mean.grad[0, :2].tolist() == pytest.approx([-2 * (math.log(0.5) + 1)] * 2, rel=1e-5)
+    assert mean.grad.isfinite().all()
