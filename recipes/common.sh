@@ -1,0 +1,227 @@
+# What the recipes share, for a run.sh to source: options, set-up, stages, and the steps that their experiments have in
+# common. A run.sh declares its options and then reads like the experiment. Runs under bash 3.2 and newer.
+#
+# Under --out:
+#   data/                                   manifests
+#   pretrained/                             run folder of the pretraining
+#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is pretrained or scratch
+#   speaker/                                run folder of the speaker head
+#   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
+#   .done in each of them                   its command has succeeded and is not run again
+#   settings, seconds.tsv, table.txt        options given, seconds of each stage, the closing table
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)"
+recipe="$(basename "$(cd "$(dirname "$0")" > /dev/null && pwd)")"
+option_names=""
+option_help=""
+overrides=()
+running="" # the stage that runs now
+
+log() {
+    echo "$(date '+%H:%M:%S') $*" >&2
+}
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# option NAME DEFAULT HELP: declares --NAME VALUE; the value is in the variable NAME, with _ for -.
+option() {
+    option_names+=" $1"
+    option_help+="$(printf '  --%-21s %s' "$1 VALUE" "$3${2:+ (default: $2)}")"$'\n'
+    printf -v "${1//-/_}" '%s' "$2"
+}
+
+# parse_options ARGUMENTS: sets the options, and `overrides` to the key=value among the arguments.
+parse_options() {
+    option init "" "start from this checkpoint instead of pretraining; --model is to have its shape"
+    option out "$root/runs/$recipe" "folder for manifests and run folders"
+    option stage 1 "first stage to run"
+    option stop-stage 99 "last stage to run"
+    while [[ $# -gt 0 ]]; do
+        case "$1" in
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            --*)
+                [[ "$option_names " == *" ${1#--} "* ]] || fail "there is no option $1: --help lists those there are"
+                [[ $# -ge 2 ]] || fail "$1 needs a value"
+                local name="${1#--}"
+                printf -v "${name//-/_}" '%s' "$2"
+                shift 2
+                ;;
+            *=*)
+                overrides+=("$1")
+                shift
+                ;;
+            *) fail "'$1' is neither --OPTION nor key=value: --help lists the options" ;;
+        esac
+    done
+    [[ "$stage" =~ ^[0-9]+$ && "$stop_stage" =~ ^[0-9]+$ ]] || fail "--stage and --stop-stage are whole numbers"
+    encoder="${init:-$out/pretrained}"
+}
+
+# The comment at the head of run.sh, and its options.
+usage() {
+    sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
+    echo
+    echo "Options:"
+    printf '%s' "$option_help"
+    echo
+    echo "key=value goes to every pretraining and fine-tuning, for example trainer.precision=bf16."
+    echo "What is done is skipped: after an interruption, give the same command again."
+}
+
+# set_up EXTRAS: finds the Python to use, SPEECHSSL_PYTHON where that is set, else .venv, which it makes; opens --out.
+set_up() {
+    if [[ -n "${SPEECHSSL_PYTHON:-}" ]]; then
+        python="$SPEECHSSL_PYTHON"
+        command -v "$python" > /dev/null || fail "SPEECHSSL_PYTHON=$python is no program"
+    else
+        log "setting up $root/.venv, unless that is done"
+        "$root/tools/setup" "$1"
+        python="$root/.venv/bin/python"
+    fi
+    mkdir -p "$out"
+    local now
+    now="$(settings)"
+    if [[ ! -f "$out/settings" ]]; then
+        echo "$now" > "$out/settings"
+    elif [[ "$(< "$out/settings")" != "$now" ]]; then
+        fail "$out was made with other options, which $out/settings lists: give those, or another --out"
+    fi
+}
+
+# The options that decide what is in --out. Rates, seeds and minutes have folders of their own.
+settings() {
+    local name variable
+    for name in $option_names; do
+        variable="${name//-/_}"
+        case "$name" in
+            out | stage | stop-stage | lrs | seeds | minutes) ;;
+            *) echo "--$name ${!variable}" ;;
+        esac
+    done
+    printf '%s\n' ${overrides[@]+"${overrides[@]}"}
+}
+
+# at_stage N WHAT: whether stage N is to run; says so, and ends the stage before it.
+at_stage() {
+    end_stage
+    [[ "$1" -ge "$stage" && "$1" -le "$stop_stage" ]] || return 1
+    running="$1. $2"
+    stage_began=$SECONDS
+    log "stage $running"
+}
+
+# Notes the seconds that the running stage took, also where it failed or was interrupted.
+end_stage() {
+    if [[ -n "$running" ]]; then
+        printf '%s\t%s\n' "$running" "$((SECONDS - stage_began))" >> "$out/seconds.tsv"
+        running=""
+    fi
+}
+trap end_stage EXIT
+
+speechssl() {
+    "$python" -m speechssl.cli "$@"
+}
+
+# shown VERB KEY=VALUE...: a command of the tool as one would type it.
+shown() {
+    local tool=("$root/.venv/bin/speechssl")
+    if [[ -n "${SPEECHSSL_PYTHON:-}" ]]; then
+        tool=("$python" -m speechssl.cli)
+    fi
+    printf '%q ' "${tool[@]}" "$@"
+}
+
+summarize() {
+    "$python" "$root/recipes/summarize.py" "$@"
+}
+
+# once FOLDER COMMAND: runs the command, which fills FOLDER, unless it has done so before.
+once() {
+    local folder="$1"
+    shift
+    if [[ -f "$folder/.done" ]]; then
+        log "done before: $folder"
+        return
+    fi
+    log "$(printf '%q ' "$@")"
+    "$@" >&2
+    touch "$folder/.done"
+}
+
+# prepare KEY=VALUE...: the manifests of a corpus.
+prepare() {
+    once "$out/data" speechssl prepare "$@" out="$out/data"
+}
+
+# An encoder from the audio of the train split, without transcripts.
+pretrain() {
+    if [[ -n "$init" ]]; then
+        log "no pretraining: --init $init"
+        return
+    fi
+    once "$out/pretrained" speechssl pretrain model="$model" run_dir="$out/pretrained" \
+        data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" \
+        ${pretrain_steps:+trainer.max_steps="$pretrain_steps"} ${overrides[@]+"${overrides[@]}"}
+}
+
+# compare NAME MANIFEST: fine-tunes on the same transcripts from the pretrained encoder and from scratch, and tests both.
+# The first seed tries every rate; every seed is tested at the rate that had the lowest CER on valid.
+compare() {
+    local start rate seed run
+    for start in pretrained scratch; do
+        for rate in $lrs; do
+            finetune "$1/$start/lr_$rate/seed_${seeds%% *}" "$2"
+        done
+        rate="$(best_rate "$1" "$start")"
+        log "$1, $start: rate $rate"
+        for seed in $seeds; do
+            run="$1/$start/lr_$rate/seed_$seed"
+            finetune "$run" "$2"
+            evaluate "$out/ctc/$run"
+        done
+    done
+}
+
+# finetune NAME/START/lr_RATE/seed_N MANIFEST: one run; its folder says how. Clips of valid with a character that the few
+# transcripts lack are left out there (in the test, that character counts as an error).
+finetune() {
+    local run="$out/ctc/$1" seed="${1##*_}" rate="${1##*/lr_}" from
+    case "$1" in
+        */pretrained/*) from=(init="$encoder") ;;
+        *) from=(init=none model="$model") ;;
+    esac
+    once "$run" speechssl finetune task=ctc "${from[@]}" run_dir="$run" \
+        data.train="$out/data/$2.jsonl" data.valid="$out/data/valid.jsonl" data.skip_invalid=true \
+        optim.lr="${rate%/*}" trainer.seed="$seed" trainer.max_steps="$finetune_steps" trainer.valid_every=100 \
+        ${overrides[@]+"${overrides[@]}"}
+}
+
+# best_rate NAME START: the rate with the lowest CER on valid.
+best_rate() {
+    summarize rate "$out/ctc/$1/$2"
+}
+
+# Who is speaking, from the pretrained encoder.
+speakers() {
+    once "$out/speaker" speechssl finetune task=speaker init="$encoder" run_dir="$out/speaker" \
+        data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" \
+        trainer.max_steps="$speaker_steps" ${overrides[@]+"${overrides[@]}"}
+    evaluate "$out/speaker"
+}
+
+# evaluate RUN: on the test split.
+evaluate() {
+    once "$1/test" speechssl evaluate checkpoint="$1" data.test="$out/data/test.jsonl" out="$1/test"
+}
+
+# The closing table, on stdout and in --out.
+table() {
+    summarize table "$out" | tee "$out/table.txt"
+}

@@ -1,0 +1,176 @@
+"""Reads the run folders of a recipe (recipes/common.sh says how they lie) and prints what came of them.
+
+python summarize.py rate RUNS/ctc/TRANSCRIPTS/START    the learning rate with the lowest CER on valid
+python summarize.py table RUNS                         the closing table, as plain text
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+STARTS = ("pretrained", "scratch")
+UNKNOWN = "-"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    match arguments:
+        case ["rate", start]:
+            print(best_rate(Path(start)))
+        case ["table", runs]:
+            print(table(Path(runs)))
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+def best_rate(start: Path) -> str:
+    """The rate of START/lr_RATE whose CER on valid is lowest; the lower rate where they are equal."""
+    tried = cer_by_rate(start)
+    return min(tried, key=tried.get)
+
+
+def cer_by_rate(start: Path) -> dict[str, float]:
+    """Rates of START/lr_RATE/seed_N, rising, each with its run's lowest CER on valid.
+
+    Of the seed that has tried most rates: the others have runs at the best one only.
+    """
+    by_seed: dict[str, dict[str, float]] = {}
+    folders = start.glob("lr_*/seed_*/.done")
+    for run in sorted((path.parent for path in folders), key=lambda run: (float(rate_of(run)), run.name)):
+        cers = [row["valid_cer"] for row in read_rows(run) if "valid_cer" in row]
+        by_seed.setdefault(run.name, {})[rate_of(run)] = min(cers)
+    return max(by_seed.values(), key=len, default={})
+
+
+def rate_of(run: Path) -> str:
+    """The learning rate of a run folder lr_RATE/seed_N, as it was given."""
+    return run.parent.name.removeprefix("lr_")
+
+
+def table(runs: Path) -> str:
+    """Everything that has been measured under RUNS, as plain text."""
+    comparisons = sorted(path for path in (runs / "ctc").glob("*") if path.is_dir())
+    parts = [
+        pretraining(runs / "pretrained"),
+        "\n".join(["Error rates on the test split", *columns(error_rates(comparisons))]) if comparisons else "",
+        rates_tried(comparisons),
+        speakers(runs / "speaker"),
+        seconds(runs / "seconds.tsv"),
+        f"Run folders: {runs}",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def pretraining(run: Path) -> str:
+    """How far the contrastive loss has come."""
+    rows = read_rows(run)
+    first, final = first_of(rows, "loss_contrastive"), last_of(rows, "valid_loss_contrastive")
+    if first is None or final is None:
+        return ""
+    return (
+        f"Pretraining: contrastive loss {first:.2f} nats at step 1, {final:.2f} on valid at step {rows[-1]['step']}; "
+        f"accuracy {percent(last_of(rows, 'valid_accuracy'))}, "
+        f"by guessing {percent(last_of(rows, 'valid_chance'))}; "
+        f"code perplexity {last_of(rows, 'valid_code_perplexity'):.0f}"
+    )
+
+
+def error_rates(comparisons: list[Path]) -> list[list[str]]:
+    """A line for each seed of each comparison, both starts beside each other, and their means."""
+    lines = [["transcripts", "seed", *(f"{name} {start}" for name in ("WER", "CER") for start in STARTS)]]
+    for comparison in comparisons:
+        tested = {start: metrics_by_seed(comparison / start) for start in STARTS}
+        seeds = sorted({seed for found in tested.values() for seed in found})
+        for seed in seeds:
+            cells = [tested[start].get(seed, {}).get(name) for name in ("wer", "cer") for start in STARTS]
+            lines.append([comparison.name, str(seed), *map(percent, cells)])
+        if len(seeds) > 1:
+            means = [mean(tested[start].values(), name) for name in ("wer", "cer") for start in STARTS]
+            lines.append([comparison.name, "mean", *map(percent, means)])
+    return lines
+
+
+def metrics_by_seed(start: Path) -> dict[int, dict[str, Any]]:
+    """What `evaluate` gave for each seed at the best rate."""
+    if not cer_by_rate(start):
+        return {}
+    found = (start / f"lr_{best_rate(start)}").glob("seed_*/test/metrics.json")
+    return {int(path.parts[-3].removeprefix("seed_")): json.loads(path.read_text("utf-8")) for path in found}
+
+
+def mean(metrics: Any, name: str) -> float | None:
+    """The mean of one figure over seeds, None without any."""
+    values = [one[name] for one in metrics]
+    return sum(values) / len(values) if values else None
+
+
+def rates_tried(comparisons: list[Path]) -> str:
+    """CER on valid of each learning rate, where more than one was tried."""
+    tried = {f"{one.name} {start}": cer_by_rate(one / start) for one in comparisons for start in STARTS}
+    rates = sorted({rate for cers in tried.values() for rate in cers}, key=float)
+    if len(rates) < 2:
+        return ""
+    lines = [["", *rates]]
+    lines += [[name, *(percent(cers.get(rate)) for rate in rates)] for name, cers in tried.items()]
+    return "\n".join(["CER on valid by learning rate, first seed; the lowest is taken", *columns(lines)])
+
+
+def speakers(run: Path) -> str:
+    """How well speakers are told apart."""
+    path = run / "test" / "metrics.json"
+    if not path.is_file():
+        return ""
+    metrics = json.loads(path.read_text("utf-8"))
+    return f"Speakers: accuracy {percent(metrics['accuracy'])}, equal error rate {percent(metrics['eer'])}"
+
+
+def seconds(path: Path) -> str:
+    """Seconds of each stage, those of repeated calls added up."""
+    if not path.is_file():
+        return ""
+    totals: dict[str, int] = {}
+    for line in path.read_text("utf-8").splitlines():
+        stage, _, taken = line.rpartition("\t")
+        totals[stage] = totals.get(stage, 0) + int(taken)
+    lines = [[stage, str(taken)] for stage, taken in sorted(totals.items())]
+    return "\n".join(["Seconds", *columns([*lines, ["all", str(sum(totals.values()))]])])
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of RUN/metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+def first_of(rows: list[dict[str, Any]], key: str) -> Any:
+    """The first value of a key."""
+    return next((row[key] for row in rows if key in row), None)
+
+
+def last_of(rows: list[dict[str, Any]], key: str) -> Any:
+    """The last value of a key."""
+    return first_of(rows[::-1], key)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage."""
+    return UNKNOWN if value is None else f"{100 * value:.1f} %"
+
+
+def columns(lines: list[list[str]]) -> list[str]:
+    """Lines of cells as aligned text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for first, *others in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        rows.append("  ".join(["", *cells]))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""recipes/summarize.py: the best rate, and the table of hand-made run folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).resolve().parents[2] / "recipes" / "summarize.py"
+
+
+@pytest.fixture(scope="module")
+def summarize():
+    spec = importlib.util.spec_from_file_location("summarize", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_run(folder, *, valid_cers, done=True, test=None):
+    folder.mkdir(parents=True)
+    rows = [{"step": 1, "loss": 3.0}, *({"step": 100, "valid_cer": cer} for cer in valid_cers)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if done:
+        (folder / ".done").touch()
+    if test:
+        (folder / "test").mkdir()
+        (folder / "test" / "metrics.json").write_text(json.dumps(test))
+
+
+def test_best_rate_is_by_the_lowest_cer_of_the_seed_that_tried_all(tmp_path, summarize):
+    write_run(tmp_path / "lr_3e-4/seed_0", valid_cers=[0.9, 0.5])
+    write_run(tmp_path / "lr_1e-3/seed_0", valid_cers=[0.4, 0.8])  # best at its first validation
+    write_run(tmp_path / "lr_3e-3/seed_0", valid_cers=[0.4])  # equal, and the higher rate
+    write_run(tmp_path / "lr_1e-3/seed_1", valid_cers=[0.95])  # another seed's bad luck does not count
+    write_run(tmp_path / "lr_1e-2/seed_0", valid_cers=[0.1], done=False)  # interrupted
+    assert summarize.cer_by_rate(tmp_path) == {"3e-4": 0.5, "1e-3": 0.4, "3e-3": 0.4}
+    assert summarize.best_rate(tmp_path) == "1e-3"
+
+
+def test_table(tmp_path, summarize):
+    few = tmp_path / "ctc" / "60_clips"
+    write_run(few / "pretrained/lr_1e-3/seed_0", valid_cers=[0.2], test={"wer": 0.25, "cer": 0.1})
+    write_run(few / "pretrained/lr_1e-3/seed_1", valid_cers=[0.2], test={"wer": 0.35, "cer": 0.2})
+    write_run(few / "pretrained/lr_3e-3/seed_0", valid_cers=[0.3])
+    write_run(few / "scratch/lr_1e-3/seed_0", valid_cers=[0.8], test={"wer": 0.99, "cer": 0.99})  # not the best rate
+    write_run(few / "scratch/lr_3e-3/seed_0", valid_cers=[0.7], test={"wer": 1.0, "cer": 0.725})
+    write_run(tmp_path / "speaker", valid_cers=[], test={"accuracy": 0.985, "eer": None})
+    (tmp_path / "seconds.tsv").write_text("2. Pretrain\t100\n1. Prepare\t7\n2. Pretrain\t20\n")
+    (tmp_path / "pretrained").mkdir()
+    rows = [
+        {"step": 1, "loss_contrastive": 4.625},
+        {"step": 500, "loss_contrastive": 4.0, "accuracy": 0.2},
+        {
+            "step": 500,
+            "valid_loss_contrastive": 3.875,
+            "valid_accuracy": 0.25,
+            "valid_chance": 0.0312,
+            "valid_code_perplexity": 101.7,
+        },
+    ]
+    (tmp_path / "pretrained" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert summarize.table(tmp_path).splitlines() == [
+        "Pretraining: contrastive loss 4.62 nats at step 1, 3.88 on valid at step 500; accuracy 25.0 %, "
+        "by guessing 3.1 %; code perplexity 102",
+        "",
+        "Error rates on the test split",
+        "  transcripts  seed  WER pretrained  WER scratch  CER pretrained  CER scratch",
+        "  60_clips        0          25.0 %      100.0 %          10.0 %       72.5 %",
+        "  60_clips        1          35.0 %            -          20.0 %            -",
+        "  60_clips     mean          30.0 %      100.0 %          15.0 %       72.5 %",
+        "",
+        "CER on valid by learning rate, first seed; the lowest is taken",
+        "                         1e-3    3e-3",
+        "  60_clips pretrained  20.0 %  30.0 %",
+        "  60_clips scratch     80.0 %  70.0 %",
+        "",
+        "Speakers: accuracy 98.5 %, equal error rate -",
+        "",
+        "Seconds",
+        "  1. Prepare     7",
+        "  2. Pretrain  120",
+        "  all          127",
+        "",
+        f"Run folders: {tmp_path}",
+    ]
+
+
+def test_table_of_nothing(tmp_path, summarize):
+    assert summarize.table(tmp_path) == f"Run folders: {tmp_path}"
