@@ -1,0 +1,428 @@
+"""The one loop: accumulation, resuming, checkpoints, metrics, bad gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from speechssl.data.loader import BatchLoader
+from speechssl.data.text import BLANK
+from speechssl.errors import Interrupted, UserError
+from speechssl.heads.ctc import CTCObjective
+from speechssl.manifest import Manifest
+from speechssl.models.encoder import Encoder
+from speechssl.objectives.wav2vec2 import Wav2Vec2Objective
+from speechssl.training.checkpoint import load_checkpoint, model_config
+from speechssl.training.optim import build_optimizer
+from speechssl.training.trainer import Trainer, TrainerOptions
+from speechssl.types import LossOutput, Term
+
+OPTIONS = {
+    "max_steps": 12,
+    "accumulate": 1,
+    "clip_norm": 5.0,
+    "log_every": 3,
+    "valid_every": 4,
+    "checkpoint_every": 5,
+    "keep_last": 2,
+    "best": "loss_contrastive",
+    "max_bad_steps": 3,
+    "seed": 0,
+    "device": "cpu",
+    "precision": "fp32",
+    "resume": "auto",
+}
+SCHEDULE = {"warmup": 0.25, "hold": 0.0, "decay": "linear", "floor": 0.0}
+WALL_CLOCK = "audio_seconds_per_second"
+SECONDS = (0.5, 0.6, 0.4, 0.8, 0.7, 0.9, 0.5, 1.2)
+
+
+class Slope(nn.Module):
+    """The loss is a weight times what it is told, so that every figure can be had by hand."""
+
+    def __init__(self, slopes=()):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[2.0]]))
+        self.slopes = list(slopes)
+
+    def begin_step(self, step, max_steps):
+        self.slope = self.slopes[step - 1] if step <= len(self.slopes) else 1.0
+
+    def counts(self, batch, frame_lengths):
+        return {"slope": 4, "constant": 1}
+
+    def forward(self, encoder, batch, generator):
+        terms = {
+            "slope": Term(self.slope * self.weight.sum(), 4, weight=10.0),
+            "constant": Term(torch.tensor(0.5, requires_grad=True), 1),
+        }
+        return LossOutput(terms, {"accuracy": (torch.tensor(3), 4)})
+
+
+@pytest.fixture
+def build(tmp_path, write_corpus, small_config, wav2vec2_options):
+    """`build(run, objective=…, weights=…, **options)`: a trainer of a small model on tones, with all randomness on."""
+    manifests = Manifest(write_corpus("train", seconds=SECONDS)), Manifest(write_corpus("valid", seconds=(0.5, 0.7)))
+
+    def make(run="run", *, objective=None, weights=0, encoder_changes=None, valid=True, **changes):
+        torch.manual_seed(weights)
+        encoder = Encoder(small_config(**{"dropout": 0.1, "layer_drop": 0.3} | (encoder_changes or {})))
+        options = wav2vec2_options(feature_dropout=0.1)
+        objective = objective or Wav2Vec2Objective(encoder.config, **options)
+        shared = {"sample_rate": 16_000, "normalize": False, "min_samples": 400}
+        loader = BatchLoader(manifests[0], **shared, batch_seconds=1.5, seed=0, max_clip_s=0.6)
+        modules = nn.ModuleDict({"encoder": encoder, "objective": objective})
+        return Trainer(
+            encoder=encoder,
+            objective=objective,
+            loader=loader,
+            valid_loader=BatchLoader(manifests[1], **shared, batch_seconds=1.5, seed=0, shuffle=False)
+            if valid
+            else None,
+            optimizer=build_optimizer(
+                modules.named_parameters(), lr=3e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+            ),
+            schedule=SCHEDULE,
+            run_dir=tmp_path / run,
+            run_config=f"run: {run}\n",
+            config=model_config(sample_rate=16_000, normalize=False, encoder=encoder.config, objective=options),
+            options=TrainerOptions(**OPTIONS | changes),
+        )
+
+    return make
+
+
+def rows(trainer):
+    path = trainer.run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def figures(trainer):
+    """Rows without events and without the clock."""
+    return [{k: v for k, v in row.items() if k != WALL_CLOCK} for row in rows(trainer) if "event" not in row]
+
+
+def after_step(trainer, step, action):
+    """Have `action` happen within `step`, when its weights have changed and nothing has been written."""
+    run_step = trainer.run_step
+
+    def run(stream):
+        run_step(stream)
+        if trainer.step == step:
+            action()
+
+    trainer.run_step = run
+
+
+def die():
+    raise ZeroDivisionError("as if killed")
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# The gradient of several batches
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients and changes nothing."""
+
+    def step(self):
+        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+
+def objectives(encoder, wav2vec2_options):
+    """Objectives whose terms are sums over what a batch has: the diversity term's statistic is each batch's own."""
+    yield Wav2Vec2Objective(encoder.config, **wav2vec2_options(diversity_weight=0.0))
+    yield CTCObjective(
+        encoder.config,
+        vocabulary=[BLANK, "a", "b"],
+        lowercase=False,
+        dropout=0.0,
+        mask_start_probability=0.05,
+        mask_span=5,
+        freeze_feature_encoder=False,
+        freeze_encoder=0.0,
+    )
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["wav2vec2", "ctc"])
+def test_accumulated_uneven_batches_give_the_gradient_of_one_large_batch(
+    build, make_batch, wav2vec2_options, kind, small_config
+):
+    lengths = [16_000, 12_000, 7_000, 5_000, 4_000, 3_000]
+    targets = [torch.tensor([1, 2] * n) for n in (1, 3, 2, 1, 2, 1)]
+    whole = make_batch(lengths, targets=targets)
+
+    def part(*clips):
+        piece = make_batch([lengths[i] for i in clips], targets=[targets[i] for i in clips])
+        piece.waveforms = whole.waveforms[list(clips), : max(lengths[i] for i in clips)]
+        piece.seeds = [whole.seeds[i] for i in clips]
+        return piece
+
+    gradients = []
+    for batches in ([whole], [part(0), part(1, 2, 3, 4), part(5)]):
+        torch.manual_seed(0)
+        encoder = Encoder(small_config())
+        objective = list(objectives(encoder, wav2vec2_options))[kind]
+        trainer = build(objective=objective, accumulate=len(batches), clip_norm=0.0)
+        trainer.encoder, trainer.model = encoder, nn.ModuleDict({"encoder": encoder, "objective": objective})
+        trainer.optimizer = Recorder(trainer.model.parameters(), lr=1.0)
+        trainer.base_lrs = [1.0]
+        trainer.step = 1
+        trainer.run_step(iter(batches))
+        gradients.append(trainer.optimizer.gradients)
+    assert len(gradients[0]) > 20
+    for one, several in zip(*gradients, strict=True):
+        torch.testing.assert_close(several, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize(
+    ("stop", "step", "resumed_from"), [(terminate, 7, 7), (die, 8, 5), (die, 11, 10), (terminate, 1, 1)]
+)
+def test_a_run_that_stops_and_goes_on_is_the_same_bit_by_bit(build, stop, step, resumed_from):
+    whole = build("whole")
+    whole.fit()
+
+    first = build("parts")
+    after_step(first, step, stop)
+    with pytest.raises((Interrupted, ZeroDivisionError)):
+        first.fit()
+    second = build("parts", weights=1)  # whose own weights must not matter
+    second.fit()
+
+    assert [row for row in rows(second) if "event" in row] == [
+        {"step": resumed_from, "event": "resumed", "resumed_from": resumed_from}
+    ]
+    assert figures(second) == figures(whole)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (load_file(t.run_dir / "checkpoints" / "last" / name) for t in (second, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = ((t.run_dir / "checkpoints/last/trainer.json").read_text() for t in (second, whole))
+    assert ours == theirs
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_rows(build):
+    first = build()
+    after_step(first, 4, die)
+    with pytest.raises(ZeroDivisionError):
+        first.fit()
+    assert len(rows(first)) == 2
+    second = build()
+    second.fit()
+    assert [row["step"] for row in rows(second)] == [1, 3, 4, 6, 8, 9, 12, 12]
+
+
+def test_a_signal_saves_and_says_where(build):
+    trainer = build()
+    after_step(trainer, 2, terminate)
+    with pytest.raises(Interrupted, match=r"run was interrupted and is saved at step 2 of 12$"):
+        trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as before the run
+
+
+def test_a_second_signal_stops_at_once(build):
+    trainer = build()
+
+    def twice():
+        terminate()
+        terminate()
+
+    after_step(trainer, 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+def test_a_signal_in_the_last_step_is_too_late(build):
+    trainer = build()
+    after_step(trainer, 12, terminate)
+    trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 12
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+def test_a_finished_run_is_left_as_it_is(build, caplog):
+    caplog.set_level("INFO")
+    trainer = build(max_steps=2)
+    trainer.fit()
+    before = contents(trainer.run_dir)
+    again = build(max_steps=2)
+    again.run_config = "other: true\n"
+    again.fit()
+    assert contents(trainer.run_dir) == before
+    assert "is finished at step 2; nothing to do" in caplog.text
+
+
+def test_what_may_not_be_resumed_is_left_as_it_is(build):
+    trainer = build(max_steps=2)
+    trainer.fit()
+    before = contents(trainer.run_dir)
+    with pytest.raises(UserError, match=r"holds a run already.*trainer\.resume=auto"):
+        build(resume="never").fit()
+    with pytest.raises(UserError, match=r"of another model: encoder\.hidden_size is 32 here and 16 there"):
+        build(encoder_changes={"hidden_size": 32}).fit()
+    assert contents(trainer.run_dir) == before
+
+
+def test_must_resume_needs_something_to_resume(build):
+    with pytest.raises(UserError, match=r"no checkpoint to resume from"):
+        build(resume="must").fit()
+
+
+def test_more_steps_go_on_from_the_end(build):
+    build(max_steps=2).fit()
+    trainer = build(max_steps=4, resume="must")
+    trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 4
+
+
+def test_a_checkpoint_that_last_never_pointed_at_is_written_anew(build):
+    """A crash between the rename of a checkpoint and the move of `last` leaves one that nobody vouches for."""
+    first = build()
+    after_step(first, 5, terminate)
+    with pytest.raises(Interrupted):
+        first.fit()
+    stray = first.run_dir / "checkpoints" / "step_10"
+    stray.mkdir()
+    build().fit()
+    assert load_checkpoint(stray).config["step"] == 10
+
+
+# What a run leaves
+
+
+def test_checkpoints_are_kept_as_asked_and_best_is_the_best(build):
+    trainer = build(max_steps=16, checkpoint_every=2, keep_last=2)
+    trainer.fit()
+    checkpoints = trainer.run_dir / "checkpoints"
+    values = {row["step"]: row["valid_loss_contrastive"] for row in rows(trainer) if "valid_loss" in row}
+    assert sorted(values) == [4, 8, 12, 16]
+    best = f"step_{min(values, key=values.get)}"
+    assert (checkpoints / "best").readlink() == Path(best)
+    assert (checkpoints / "last").readlink() == Path("step_16")
+    kept = {path.name for path in checkpoints.iterdir() if not path.is_symlink()}
+    assert kept == {"step_14", "step_16", best}
+
+
+def test_best_can_be_the_highest(build):
+    trainer = build(max_steps=8, valid_every=2, best="-accuracy")
+    trainer.fit()
+    values = {row["step"]: row["valid_accuracy"] for row in rows(trainer) if "valid_loss" in row}
+    assert (trainer.run_dir / "checkpoints" / "best").readlink() == Path(f"step_{max(values, key=values.get)}")
+
+
+def test_a_figure_that_validation_does_not_give_is_one_sentence(build):
+    with pytest.raises(UserError, match=r"no valid_wer to choose the best .* but .*valid_loss.*trainer\.best"):
+        build(best="wer").fit()
+
+
+def test_validation_is_no_part_of_training(build):
+    """The same weights and rows with and without it."""
+    with_it, without = build("with"), build("without", valid=False)
+    with_it.fit()
+    without.fit()
+    assert [row for row in figures(with_it) if "loss" in row] == figures(without)
+    ours, theirs = (t.model.state_dict() for t in (with_it, without))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_rows_have_what_the_contract_asks(build):
+    trainer = build()
+    trainer.fit()
+    training = [row for row in rows(trainer) if "loss" in row]
+    assert [row["step"] for row in training] == [1, 3, 6, 9, 12]
+    for row in training:
+        assert row["loss_contrastive"] > 0
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 < row["chance"] <= 1
+        assert 2 <= row["code_perplexity"] <= 10
+        assert row["grad_norm"] > 0
+        assert row[WALL_CLOCK] > 0
+        parts = (row["loss_contrastive"], 0.1 * row["loss_diversity"], 10.0 * row["loss_feature_penalty"])
+        assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert training[0]["lr"] == pytest.approx(3e-3 / 3)  # the first of three steps of warm-up
+    assert training[-1]["lr"] == pytest.approx(0)
+    validation = [row for row in rows(trainer) if "loss" not in row]
+    assert [row["step"] for row in validation] == [4, 8, 12]
+    for row in validation:
+        assert all(key == "step" or key.startswith("valid_") for key in row)
+        assert {"valid_loss", "valid_loss_contrastive", "valid_accuracy", "valid_chance"} <= row.keys()
+    assert (trainer.run_dir / "config.yaml").read_text() == "run: run\n"
+
+
+def test_rows_are_means_of_sums_over_counts(build):
+    """Slope: sum 2 x 1, count 4, weight 10; constant: 0.5. The weight moves by the rate, 3e-3 of Adam, at each step."""
+    trainer = build(objective=Slope(), valid=False, max_steps=3, log_every=3)
+    trainer.fit()
+    first, second = rows(trainer)
+    assert (first["loss_slope"], first["loss_constant"], first["loss"]) == (0.5, 0.5, 5.5)
+    assert first["accuracy"] == 0.75
+    assert first["grad_norm"] == pytest.approx(10 / 4)
+    assert second["step"] == 3
+    assert 0.49 < second["loss_slope"] < 0.5
+    assert second["loss"] == pytest.approx(10 * second["loss_slope"] + 0.5)
+
+
+def test_the_gradient_is_clipped(build):
+    """Adam hides the size of a gradient, plain descent does not: 1 x 0.5 in the end, of 2.5."""
+    trainer = build(objective=Slope(), valid=False, clip_norm=0.5)
+    trainer.optimizer = torch.optim.SGD(trainer.objective.parameters(), lr=3.0)
+    trainer.base_lrs = [3.0]
+    trainer.step = 1
+    trainer.run_step(trainer.loader.stream())
+    # lr 3 x 1/3 of warm-up at the first step
+    assert trainer.objective.weight.item() == pytest.approx(2.0 - 0.5, abs=1e-4)
+    assert trainer.averages.means()["grad_norm"] == pytest.approx(2.5)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(build, caplog):
+    trainer = build(objective=Slope([1.0, float("nan"), float("inf"), 1.0]), valid=False, max_steps=5, log_every=1)
+    weights = []
+    run_step = trainer.run_step
+
+    def run(stream):
+        run_step(stream)
+        weights.append(trainer.objective.weight.item())
+
+    trainer.run_step = run
+    trainer.fit()
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+    assert [row["skipped_steps"] for row in rows(trainer)] == [0, 1, 1, 0, 0]
+    assert rows(trainer)[1]["loss"] is None
+    assert "step 3 skipped: its gradient is not finite (2 in a row)" in caplog.text
+
+
+def test_too_many_such_gradients_end_the_run(build):
+    trainer = build(objective=Slope([1.0] + [float("nan")] * 3), valid=False)
+    with pytest.raises(UserError, match=r"3 steps in a row.*up to step 4.*optim\.lr"):
+        trainer.fit()
+
+
+def test_choices_differ_with_the_seed(build):
+    runs = [build(f"{seed}", seed=seed, valid=False, max_steps=4, log_every=1) for seed in (0, 1)]
+    for trainer in runs:
+        trainer.fit()
+    assert figures(runs[0]) != figures(runs[1])
+
+
+def test_bf16_trains(build):
+    trainer = build(precision="bf16", max_steps=2)
+    trainer.fit()
+    assert all(row["grad_norm"] > 0 for row in rows(trainer) if "loss" in row)
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
