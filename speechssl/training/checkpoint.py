@@ -63,11 +63,19 @@ def resolve(path: str | os.PathLike, *, prefer: str = "last") -> Path:
 
 
 def load_checkpoint(path: str | os.PathLike, *, prefer: str = "last") -> Checkpoint:
-    """Config and tensors of the checkpoint that `resolve` finds; a damaged or foreign one is a UserError."""
+    """Config and tensors of the checkpoint that `resolve` finds, or of another toolkit's, converted.
+
+    A damaged one, or one of an unknown kind, is a UserError.
+    """
+    # Imported here: interop builds on this module, and a checkpoint of ours does not need it.
+    from speechssl.interop import foreign
+
+    if foreign.is_foreign(path):
+        return foreign.read(path)
     folder = resolve(path, prefer=prefer)
     config = read_json(folder / "config.json")
     if config.get("format") != "speechssl":
-        raise UserError(f"{folder}/config.json is not a speechssl checkpoint's; convert it first")
+        raise UserError(f"{folder}/config.json is not a checkpoint's; use another folder")
     if config.get("version") != VERSION:
         raise UserError(
             f"{folder} has checkpoint version {config.get('version')}, this speechssl reads {VERSION}; update speechssl"
@@ -103,7 +111,12 @@ def build_model(checkpoint: Checkpoint) -> tuple[Encoder, nn.Module]:
 
 
 def build_objective(options: dict[str, Any], encoder: EncoderConfig) -> nn.Module:
-    """The objective that `options` describe: its name and its keyword arguments, plain data."""
+    """The objective that `options` describe: its name and its keyword arguments, plain data.
+
+    An encoder that was converted without a head has the objective "none", an empty module.
+    """
+    if options["name"] == "none":
+        return nn.Module()
     arguments = {key: value for key, value in options.items() if key != "name"}
     return objective_class(options["name"])(encoder, **arguments)
 
