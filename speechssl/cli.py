@@ -28,7 +28,7 @@ from speechssl.errors import Interrupted, UserError
 COMMANDS = Path(__file__).resolve().parent / "commands"
 
 # The order in which a newcomer needs them; verbs that are not named here come after, by name.
-ORDER = ("prepare", "pretrain", "finetune", "evaluate", "transcribe", "identify")
+ORDER = ("prepare", "pretrain", "finetune", "evaluate", "transcribe", "identify", "convert")
 
 EXAMPLES = """\
 Examples:
