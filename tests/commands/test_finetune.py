@@ -1,0 +1,162 @@
+"""speechssl finetune, as a user runs it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from speechssl.data.text import BLANK
+from speechssl.manifest import Manifest
+from speechssl.training.checkpoint import load_checkpoint
+
+
+@pytest.fixture
+def pretrained(pretrain, write_corpus, tmp_path):
+    """A run of three steps."""
+    assert pretrain(write_corpus()).code == 0
+    return tmp_path / "pretrained"
+
+
+def test_ctc_on_a_pretrained_encoder(finetune, pretrained, write_corpus, read_rows, tmp_path):
+    valid = write_corpus("valid", seconds=(0.5, 0.7))
+    result = finetune(tmp_path / "train.jsonl", f"data.valid={valid}", init=pretrained)
+    assert (result.code, result.out) == (0, "")
+    rows = read_rows("tuned")
+    assert {"loss", "loss_ctc", "blank_share", "grad_norm", "lr"} <= rows[0].keys()
+    assert {"valid_cer", "valid_wer", "valid_loss"} <= rows[1].keys()
+
+    found, before = load_checkpoint(tmp_path / "tuned"), load_checkpoint(pretrained)
+    assert found.config["objective"]["vocabulary"] == [BLANK, "a", "b"]
+    assert found.config["encoder"] == before.config["encoder"]
+    ours, theirs = found.part("encoder"), before.part("encoder")
+    moved = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert not any(name.startswith("feature_encoder.") for name in moved)  # frozen
+    assert any(name.startswith("context.layers.1.") for name in moved)
+
+
+def test_the_encoder_can_be_frozen_for_the_first_steps(finetune, pretrained, tmp_path):
+    result = finetune(tmp_path / "train.jsonl", "task.freeze_encoder=1.0", init=pretrained)
+    assert result.code == 0
+    found, before = load_checkpoint(tmp_path / "tuned").part("encoder"), load_checkpoint(pretrained).part("encoder")
+    assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label", "labels"),
+    [
+        (("task=speaker",), "speaker", ["ann", "bob"]),
+        (("task=classify", "label=language"), "language", ["x", "y"]),
+    ],
+)
+def test_classifiers_of_any_column(finetune, pretrained, read_rows, tmp_path, overrides, label, labels):
+    train = tmp_path / "train.jsonl"
+    result = finetune(train, *overrides, f"data.valid={train}", init=pretrained)
+    assert result.code == 0
+    objective = load_checkpoint(tmp_path / "tuned").config["objective"]
+    assert (objective["label"], objective["labels"]) == (label, labels)
+    assert "valid_accuracy" in read_rows("tuned")[1]
+
+
+def test_from_scratch_everything_trains(finetune, write_corpus, tmp_path):
+    train = write_corpus()
+    assert finetune(train, "trainer.max_steps=1", run="one").code == 0
+    assert finetune(train, "trainer.max_steps=2", "task.freeze_encoder=1.0", run="two").code == 0
+    one, two = (load_checkpoint(tmp_path / run).part("encoder") for run in ("one", "two"))
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert same == {"mask_vector"}  # which nothing has used
+
+
+@pytest.mark.parametrize(
+    ("init", "overrides", "reason"),
+    [
+        ("gone", (), "no checkpoint .*gone"),
+        (".", (), "holds no checkpoint"),
+        ("pretrained", ("model=small",), "model= has no effect beside init="),
+    ],
+)
+def test_what_cannot_be_started_from(finetune, pretrained, tmp_path, init, overrides, reason):
+    result = finetune(tmp_path / "train.jsonl", *overrides, init=tmp_path / init)
+    assert result.code == 2
+    assert not (tmp_path / "tuned").exists()
+    assert re.search(reason, result.sentence), result.sentence
+
+
+def test_scratch_needs_a_shape(speechssl, write_corpus, tmp_path):
+    result = speechssl("finetune", f"data.train={write_corpus()}", "init=none", f"run_dir={tmp_path / 'tuned'}")
+    assert result.code == 2
+    assert "init=none" in result.sentence
+    assert "model=tiny" in result.sentence
+
+
+def test_a_run_of_another_model_is_not_gone_on_with(finetune, pretrained, write_corpus, tmp_path):
+    finetune(tmp_path / "train.jsonl", init=pretrained)
+    other = write_corpus("other", text="abc")
+    result = finetune(other, "trainer.max_steps=9", init=pretrained)
+    assert result.code == 2
+    assert "objective.vocabulary" in result.sentence
+
+
+def test_faults_of_transcripts_are_one_sentence_that_names_the_file(finetune, write_corpus):
+    train = write_corpus()
+    valid = write_corpus("valid", text="añb")
+    outside = finetune(train, f"data.valid={valid}")
+    assert outside.code == 2
+    assert "valid/0.wav" in outside.sentence
+    assert "outside the vocabulary: ñ" in outside.sentence
+
+    long = finetune(write_corpus("long", text="ab" * 20))  # 0.5 s are 24 frames
+    assert long.code == 2
+    assert "long/0.wav" in long.sentence
+    assert "labels longer than frames" in long.sentence
+
+    short = finetune(write_corpus("short", seconds=(0.5, 0.02), text="a"))
+    assert short.code == 2
+    assert "short/1.wav" in short.sentence
+    assert "receptive field" in short.sentence
+
+    empty = finetune(write_corpus("empty", text=" "))
+    assert empty.code == 2
+    assert "all transcripts are empty" in empty.sentence
+
+
+def test_clips_that_cannot_count_can_be_left_out(finetune, write_corpus, tmp_path):
+    train = write_corpus(seconds=(0.5, 0.02, 0.6))
+    result = finetune(train, "data.skip_invalid=true")
+    assert result.code == 0
+    assert "train/1.wav" in result.err
+
+    nothing = finetune(train, f"data.valid={write_corpus('valid', text='xyz')}", "data.skip_invalid=true", run="other")
+    assert nothing.code == 2
+    assert "no clip is left in" in nothing.sentence
+    assert "valid.jsonl" in nothing.sentence
+
+
+def test_faults_of_labels_are_one_sentence(finetune, write_corpus):
+    train = write_corpus()
+    column = finetune(train, "task=classify", "label=emotion")
+    assert column.code == 2
+    assert "'emotion'" in column.sentence
+
+    stranger = finetune(train, "task=speaker", f"data.valid={write_corpus('valid', speaker='dan')}")
+    assert stranger.code == 2
+    assert "valid/0.wav: its speaker 'dan' does not occur in the training manifest" in stranger.sentence
+
+
+def test_a_damaged_init_is_refused_by_name(finetune, pretrained, tmp_path):
+    weights = pretrained / "checkpoints" / "last" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = finetune(tmp_path / "train.jsonl", init=pretrained)
+    assert result.code == 2
+    assert "model.safetensors cannot be read" in result.sentence
+
+
+def test_clips_are_read_from_their_manifest_alone(finetune, write_corpus):
+    """A column that is not needed may be missing: speakers know no text."""
+    train = write_corpus()
+    lines = [line.replace('"text"', '"transcript"') for line in train.read_text().splitlines()]
+    train.write_text("\n".join(lines) + "\n")
+    assert Manifest(train)[0].text is None
+    assert finetune(train, "task=speaker").code == 0
+    assert finetune(train, "task=ctc", run="other").code == 2
