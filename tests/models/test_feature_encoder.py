@@ -12,8 +12,8 @@ from speechssl.models.encoder import Encoder
 from speechssl.models.feature_encoder import WINDOW
 
 VARIANTS = {"group": ("group", False), "group with bias": ("group", True), "layer": ("layer", True)}
-# Shortest, one below and above a frame, around one window's worth of frames, and several windows.
-LENGTHS = [400, 719, 720, 5000, 400 + 320 * (WINDOW - 1), 400 + 320 * WINDOW, 400 + 320 * WINDOW - 1, 40_123]
+# Shortest, one below and above a frame, around one window's worth of frames, and more windows than a tile has.
+LENGTHS = [400, 719, 720, 5000, 400 + 320 * (WINDOW - 1), 400 + 320 * WINDOW, 400 + 320 * WINDOW - 1, 150_123]
 
 
 @pytest.fixture

@@ -89,3 +89,11 @@ def test_perplexity_has_a_gradient_where_a_codeword_underflows():
     # By hand: -exp(entropy) (log p + 1).
     assert mean.grad[0, :2].tolist() == pytest.approx([-2 * (math.log(0.5) + 1)] * 2, rel=1e-5)
     assert mean.grad.isfinite().all()
+
+
+def test_perplexity_has_a_gradient_where_a_codeword_is_never_likely():
+    probabilities = torch.tensor([[0.5, 0.5, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(perplexity(probabilities), probabilities)
+    assert gradient.isfinite().all()
+    # d/dp of exp(-sum p log p) is exp(entropy) times -(log p + 1).
+    torch.testing.assert_close(gradient[0, :2], torch.full((2,), 2 * (0.6931472 - 1)))
