@@ -88,7 +88,9 @@ def huggingface_states(folder: Path, head: str, waveforms: list[Tensor]) -> Outp
     states: States = {}
     for waveform in waveforms:
         x = waveform[None]
-        hidden = model(x, output_hidden_states=True).hidden_states
+        output = model(x, output_hidden_states=True)
+        # With pre-norm the last is after the final LayerNorm; transformers 5 leaves that to last_hidden_state.
+        hidden = [*output.hidden_states[:-1], output.last_hidden_state]
         found = {"feature encoder": model.feature_extractor(x).transpose(1, 2)}
         found |= {f"hidden state {i}": y for i, y in enumerate(hidden)}
         if head == "ctc":

@@ -265,7 +265,8 @@ def _symbols(path: Path, num_outputs: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{found[0]} cannot be read ({error}); use another copy") from error
     words = [line.rsplit(" ", 1)[0] for line in lines if line.strip() and not line.startswith("madeupword")]
-    symbols = [BLANK, "<pad>", "</s>", "<unk>", *(" " if word == "|" else word for word in words)]
+    # Output 1 is fairseq's <pad>; as transformers has it, the blank is <pad> and this one <s>.
+    symbols = [BLANK, "<s>", "</s>", "<unk>", *(" " if word == "|" else word for word in words)]
     if len(symbols) != num_outputs:
         raise UserError(
             f"{found[0]} has {len(words)} symbols, {len(symbols)} with fairseq's own, but {path} has {num_outputs} "

@@ -506,13 +506,14 @@ def _config(kind: str, encoder: EncoderConfig, objective: Mapping[str, Any]) -> 
 
 def _tokenizer(vocabulary: list[str]) -> dict[str, dict[str, Any]]:
     """vocab.json and tokenizer_config.json: the blank is the pad token, the space is written as a delimiter."""
-    symbols = ["<pad>", *vocabulary[1:]]
+    pad = BLANK if "<pad>" in vocabulary else "<pad>"
+    symbols = [pad, *vocabulary[1:]]
     delimiter = " " if "|" in symbols else "|"
     tokens = [delimiter if symbol == " " else symbol for symbol in symbols]
     settings = {
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
         "processor_class": "Wav2Vec2Processor",
-        "pad_token": "<pad>",
+        "pad_token": pad,
         "unk_token": "<unk>",
         "bos_token": None,
         "eos_token": None,
