@@ -48,10 +48,10 @@ def run(config: DictConfig) -> None:
     if foreign.is_foreign(config.source):
         model = foreign.read_foreign(config.source, **shape)
         checkpoint = foreign.to_checkpoint(model)
-    elif config.format == "speechssl":
-        raise UserError(f"{config.source} is in our own format already; give format=huggingface or format=torchaudio")
     else:
         checkpoint = load_checkpoint(config.source, prefer="best")
+        if config.format == "speechssl":
+            raise UserError(f"{config.source} is in our own format already; give format=huggingface or torchaudio")
     rate = checkpoint.config["sample_rate"]
     recordings = [audio.load(config.audio, sample_rate=rate)] if config.audio else []
     temporary = out.with_name(f".tmp_{out.name}")
