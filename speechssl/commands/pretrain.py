@@ -20,6 +20,9 @@ from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training import checkpoint as checkpoints
 from speechssl.training.run import build_trainer, open_manifest
 
+# What may differ from the checkpoint that a run starts from: it changes training, not what the weights compute.
+TRAINING_ONLY = ("dropout", "attention_dropout", "activation_dropout", "projection_dropout", "layer_drop", "conv_init")
+
 
 def run(config: DictConfig) -> None:
     """Pretrain as the config says."""
@@ -52,9 +55,11 @@ def _load(config: DictConfig, encoder: Encoder, objective: torch.nn.Module) -> N
     ours = {
         "sample_rate": config.model.sample_rate,
         "normalize": config.model.normalize,
-        "encoder": encoder.config.to_dict(),
+        "encoder": _shape(encoder.config),
     }
-    difference = checkpoints.first_difference(ours, {key: found.config[key] for key in ours})
+    theirs = {key: found.config[key] for key in ours}
+    theirs["encoder"] = _shape(EncoderConfig.from_dict(found.config["encoder"]))
+    difference = checkpoints.first_difference(ours, theirs)
     if difference:
         raise UserError(
             f"init={config.init} has another encoder: {difference}; choose the model= that it was trained with"
@@ -62,3 +67,7 @@ def _load(config: DictConfig, encoder: Encoder, objective: torch.nn.Module) -> N
     checkpoints.load_tensors(encoder, found.part("encoder"), found.folder)
     if found.config["objective"]["name"] == config.objective.name:
         checkpoints.load_tensors(objective, found.part("objective"), found.folder)
+
+
+def _shape(encoder: EncoderConfig) -> dict:
+    return {key: value for key, value in encoder.to_dict().items() if key not in TRAINING_ONLY}
