@@ -69,7 +69,7 @@ class Wav2Vec2Objective(nn.Module):
         temperature: kappa of equation 3.
         diversity_weight: alpha of equation 2.
         feature_penalty: weight of the mean square of the feature encoder's output.
-        feature_gradient_scale: factor on the gradient into the feature encoder.
+        feature_gradient_scale: factor on the gradient into the feature encoder; 0 leaves it as it begins.
         feature_dropout: on the features that the quantizer sees.
         mask_start_probability, mask_span, mask_min_spans: see `span_mask`.
         gumbel_start, gumbel_end: the quantizer's temperature at the first step and its floor.
@@ -139,7 +139,8 @@ class Wav2Vec2Objective(nn.Module):
         draw: Draw | None = None,
     ) -> LossOutput:
         """Loss of a batch; `draw` replaces the random choices that the clips' seeds would give."""
-        features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_gradient_scale != 0.0):
+            features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
         if self.feature_gradient_scale != 1.0 and features.requires_grad:
             features = _ScaleGradient.apply(features, self.feature_gradient_scale)
         penalty = features.float().pow(2).mean(-1).sum()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from speechssl import cpu
 from speechssl.config import plain
 from speechssl.data.loader import BatchLoader
 from speechssl.errors import UserError
@@ -22,9 +21,6 @@ from speechssl.training import checkpoint as checkpoints
 from speechssl.training.optim import build_optimizer
 from speechssl.training.trainer import Trainer, TrainerOptions
 
-# Names of glibc's mallopt parameters (malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
 
 def choose_device(name: str) -> str:
     """`auto` to cuda where there is one; cuda asked for where there is none is a UserError."""
@@ -32,18 +28,6 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not available:
         raise UserError("trainer.device=cuda, but torch sees no GPU; use trainer.device=cpu or check the driver")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed memory: on a CPU a training step spends up to half its time on page faults otherwise."""
-    # Enough room for the kernels of every shape that comes up again.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def open_manifest(path: str) -> Manifest:
@@ -106,7 +90,7 @@ def build_trainer(
     options = plain(config.trainer)
     options["device"] = device = choose_device(options["device"])
     if device == "cpu":
-        keep_memory()
+        cpu.tune()
     shared = {
         "encoder": encoder.config,
         "sample_rate": sample_rate,
