@@ -185,22 +185,26 @@ class Wav2Vec2Objective(nn.Module):
         for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
             part = slice(start, start + masked)
             similarity = contexts[part] @ targets[part].T / self.temperature
-            weights = _log_counts(distractors.to(similarity.device), codes[part])
-            total.add(similarity, weights)
+            same = (codes[part, None] == codes[None, part]).all(-1)
+            total.add(similarity, _log_counts(distractors.to(similarity.device), same), same)
             start += masked
         return total
 
 
 @dataclass
 class _Contrastive:
-    """Sums over masked frames: loss (nats), right guesses, and the chance of guessing right."""
+    """Sums over masked frames: loss (nats), right answers, and the share of right ones that guessing would give."""
 
     loss: Tensor
     correct: Tensor
     chance: Tensor
 
-    def add(self, similarity: Tensor, log_counts: Tensor) -> None:
-        """Similarities [M, M] of contexts to the clip's targets, the true one on the diagonal."""
+    def add(self, similarity: Tensor, log_counts: Tensor, same: Tensor) -> None:
+        """Add a clip: similarities [M, M] of its contexts to its targets, the true one on the diagonal.
+
+        log_counts: how often each was drawn, see `_log_counts`. same: which frames have the same codes; to a guess they
+        are one candidate.
+        """
         logits = similarity + log_counts
         true = torch.arange(len(logits), device=logits.device)
         self.loss = self.loss + F.cross_entropy(logits, true, reduction="sum")
@@ -208,10 +212,12 @@ class _Contrastive:
             candidate = log_counts.isfinite()
             best = similarity.masked_fill(~candidate, -torch.inf).amax(1)
             self.correct = self.correct + (similarity.diagonal() >= best).sum()
-            self.chance = self.chance + (1 / candidate.sum(1)).sum()
+            repeats = candidate.float() @ same.float().triu(1)
+            distinct = (candidate & (repeats == 0)).sum(1)
+            self.chance = self.chance + (1 / distinct).sum()
 
 
-def _log_counts(distractors: Tensor, codes: Tensor) -> Tensor:
+def _log_counts(distractors: Tensor, same: Tensor) -> Tensor:
     """[M, M]: log of how often frame j distracts from frame i; 0 on the diagonal, -inf where never.
 
     A distractor with the same codes as the true target is no distractor (as in fairseq and transformers): -inf too.
@@ -219,15 +225,14 @@ def _log_counts(distractors: Tensor, codes: Tensor) -> Tensor:
     num_masked = len(distractors)
     counts = torch.zeros(num_masked, num_masked, device=distractors.device)
     counts.scatter_add_(1, distractors, torch.ones_like(distractors, dtype=counts.dtype))
-    same = (codes[:, None] == codes[None]).all(-1)
     return counts.masked_fill_(same, 0.0).fill_diagonal_(1.0).log_()
 
 
 def _code_perplexity(quantized: Quantized) -> Tensor:
     """Perplexity of the hard choices within the batch, summed over groups."""
-    size = quantized.probabilities.shape[-1]
     with torch.no_grad():
-        used = torch.stack([torch.bincount(codes, minlength=size) for codes in quantized.codes.T])
+        used = torch.zeros_like(quantized.probabilities[:1].sum(0))
+        used.scatter_add_(1, quantized.codes.T, torch.ones_like(quantized.codes.T, dtype=used.dtype))
         return perplexity(used / max(len(quantized.codes), 1))
 
 

@@ -296,6 +296,11 @@ class Trainer:
         tensors = checkpoints.read_tensors(folder / "optimizer.safetensors")
         checkpoints.load_optimizer(self.optimizer, named, tensors)
         state = checkpoints.read_json(folder / "trainer.json")
+        if state["seed"] != self.options.seed:
+            raise UserError(
+                f"{self.run_dir} was begun with trainer.seed={state['seed']}, not {self.options.seed}; choose another "
+                "run_dir or the same seed"
+            )
         self.step, self.bad_steps = state["step"], state["bad_steps"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.averages = Averages(state["averages"])

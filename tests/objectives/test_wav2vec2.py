@@ -52,7 +52,7 @@ def naive_loss(contexts, targets, codes, draw, temperature):
             similarity = torch.cosine_similarity(contexts[start + i], targets[[start + j for j in candidates]], dim=-1)
             loss = loss - (similarity / temperature).log_softmax(0)[0]
             right.append(bool(similarity[0] >= similarity.max()))
-            chance.append(1 / len(set(candidates)))
+            chance.append(1 / len({tuple(codes[start + j].tolist()) for j in candidates}))
         start += masked
     return loss, right, chance
 
