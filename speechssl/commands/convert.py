@@ -5,6 +5,7 @@ Examples:
   speechssl convert source=runs/ctc out=for-transformers format=huggingface
   speechssl convert source=wav2vec_small.pt out=converted audio=speech.wav
   speechssl convert source=runs/first out=for-torchaudio format=torchaudio
+  speechssl convert source=runs/ctc out=for-a-server format=onnx
 
 source is a checkpoint or run folder of ours, a folder in Hugging Face format or hf:NAME (wav2vec 2.0, HuBERT,
 data2vec-audio, WavLM), a .pt of fairseq (wav2vec 2.0, HuBERT; for CTC with its dict.*.txt beside it), or a state dict
@@ -27,12 +28,12 @@ from safetensors.torch import save_file
 from speechssl import audio
 from speechssl.config import plain
 from speechssl.errors import UserError
-from speechssl.interop import check, foreign, huggingface
+from speechssl.interop import check, foreign, huggingface, onnx
 from speechssl.interop import torchaudio as for_torchaudio
 from speechssl.interop.card import model_card
 from speechssl.training.checkpoint import Checkpoint, load_checkpoint, write_json
 
-FORMATS = ("speechssl", "huggingface", "torchaudio")
+FORMATS = ("speechssl", "huggingface", "torchaudio", "onnx")
 REPORT = "conversion_report.json"
 SHAPE = ("num_heads", "pre_norm", "conv_strides")
 
@@ -85,8 +86,11 @@ def _check_out(out: Path) -> None:
 
 def _write(checkpoint: Checkpoint, folder: Path, form: str) -> None:
     """The model's files."""
+    tensors: dict[str, torch.Tensor] = {}
     if form == "speechssl":
         tensors, files = checkpoint.tensors, {"config.json": checkpoint.config}
+    elif form == "onnx":
+        files = onnx.folder_files(checkpoint)
     else:
         writer = huggingface if form == "huggingface" else for_torchaudio
         files = writer.folder_files(checkpoint)  # first: it says what cannot be written
@@ -94,7 +98,9 @@ def _write(checkpoint: Checkpoint, folder: Path, form: str) -> None:
     for name, content in files.items():
         write_json(folder / name, content)
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    if form == "torchaudio":
+    if form == "onnx":
+        onnx.write(checkpoint, folder)
+    elif form == "torchaudio":
         torch.save(tensors, folder / for_torchaudio.WEIGHTS)
     else:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -112,7 +118,12 @@ def _report(
         comparisons.append(
             check.compare(check.our_states(ours, clips), check.source_states(config.source, model, clips))
         )
-    if config.format != "speechssl":
+    if config.format == "onnx":
+        # Its logits are in our order, and it computes in single precision.
+        plain = Checkpoint(checkpoint.folder, {**checkpoint.config, "origin": {}}, checkpoint.tensors)
+        pair = check.our_states(plain, clips), check.onnx_states(folder, clips)
+        comparisons.append(check.compare(*pair, tolerance=check.SINGLE_TOLERANCE))
+    elif config.format != "speechssl":
         written = foreign.read_foreign(folder)
         theirs = check.source_states(config.out, written, clips)
         comparisons.append(check.compare(check.our_states(checkpoint, clips), theirs))
@@ -123,8 +134,6 @@ def _report(
         "out": str(config.out),
         "format": config.format,
         "clips_samples": [len(x) for x in clips],
-        "precision": "float64",
-        "tolerance": check.TOLERANCE,
         "left_out": checkpoint.config.get("origin", {}).get("left_out", []),
         "comparisons": comparisons,
         "verdict": verdict,

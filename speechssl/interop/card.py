@@ -15,6 +15,10 @@ _LOADING = {
         'model.load_state_dict(torch.load(f"{FOLDER}/model.pt", weights_only=True))'
     ),
 }
+_LOADING["onnx"] = (
+    'import onnxruntime\n\nsession = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")\n'
+    'frames, *logits = session.run(None, {"waveforms": samples[None]})  # float32, full scale at 1'
+)
 _PIPELINE = (
     'from transformers import pipeline\n\nrecognize = pipeline("automatic-speech-recognition", model=FOLDER)\n'
     'print(recognize("speech.wav")["text"])'

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl import audio
-from speechssl.interop import foreign, huggingface, names, pickles, reference
+from speechssl.interop import foreign, huggingface, names, onnx, pickles, reference
 from speechssl.interop import torchaudio as ours_for_torchaudio
 from speechssl.models.encoder import EncoderConfig
 from speechssl.rng import generator as make_generator
@@ -27,6 +27,8 @@ from speechssl.training.checkpoint import Checkpoint, build_model, read_json
 
 # Of the largest activation of a layer, or of 1 where all are smaller. Agreeing models differ by 1e-12.
 TOLERANCE = 1e-6
+# The same where one of them computes in single precision.
+SINGLE_TOLERANCE = 1e-4
 
 # A layer's name -> its output for each clip, [T, C].
 States = dict[str, list[Tensor]]
@@ -159,6 +161,19 @@ def source_states(source: str | Path, model: foreign.Foreign, waveforms: list[Te
     return torchaudio_states(tensors, arguments, waveforms)
 
 
+def onnx_states(folder: Path, waveforms: list[Tensor]) -> Outputs:
+    """What onnxruntime computes with a folder of `convert format=onnx`, in single precision."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / onnx.WEIGHTS, providers=["CPUExecutionProvider"])
+    states: States = {}
+    for waveform in waveforms:
+        found = session.run(None, {"waveforms": waveform[None].float().numpy()})
+        layers = (f"hidden state {read_json(folder / 'config.json')['num_layers']}", "logits")
+        _append(states, {name: torch.from_numpy(x) for name, x in zip(layers, found, strict=False)})
+    return Outputs(f"onnxruntime {onnxruntime.__version__}", states)
+
+
 def _by_torchaudio(path: Path, model: foreign.Foreign) -> dict[str, Tensor]:
     """fairseq's tensors under torchaudio's names, by torchaudio's own table, which knows nothing of ours."""
     from torchaudio.models.wav2vec2.utils import import_fairseq
@@ -176,10 +191,10 @@ def _append(states: States, found: Mapping[str, Tensor]) -> None:
         states.setdefault(name, []).append(x[0])
 
 
-def compare(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
+def compare(ours: Outputs, theirs: Outputs, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """The largest differences of each layer that both have, and the first layer that disagrees, if any.
 
-    Relative differences are of the layer's largest activation.
+    Relative differences, and the tolerance, are of the layer's largest activation.
     """
     layers = []
     for name in ours.states.keys() & theirs.states.keys():
@@ -200,10 +215,11 @@ def compare(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
     places = list(ours.states)
     layers.sort(key=lambda layer: places.index(layer["layer"]))
     # Not `>`: a difference that is not a number does not agree.
-    wrong = [x for x in layers if not x["largest_absolute"] <= TOLERANCE * max(1.0, x.get("largest_activation", 1.0))]
+    wrong = [x for x in layers if not x["largest_absolute"] <= tolerance * max(1.0, x.get("largest_activation", 1.0))]
     gc.collect()
     return {
         "models": [ours.by, theirs.by],
+        "tolerance": tolerance,
         "layers": layers,
         "not_compared": [name for name in places if name not in theirs.states],
         "first_disagreement": wrong[0]["layer"] if wrong else None,

@@ -68,10 +68,10 @@ def _positions(tensors: Mapping[str, Tensor], config: EncoderConfig, x: Tensor) 
         weight = direction / direction.pow(2).sum((0, 1), keepdim=True).sqrt() * size
         bias = tensors[f"{name}.conv.bias"]
         y = F.conv1d(x.T[None], weight, bias, padding=padding, groups=config.position_groups)
-        return F.gelu(y[0, :, : len(x)].T)
+        return F.gelu(y[0, :, : x.shape[0]].T)
     for i in range(config.position_layers):
         weight, bias = (tensors[f"{name}.layers.{i}.conv.{kind}"] for kind in ("weight", "bias"))
-        y = F.conv1d(x.T[None], weight, bias, padding=padding, groups=config.position_groups)[0, :, : len(x)].T
+        y = F.conv1d(x.T[None], weight, bias, padding=padding, groups=config.position_groups)[0, :, : x.shape[0]].T
         y = (y - y.mean(1, keepdim=True)) / (y.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
         x = F.gelu(y)
     return x
@@ -94,17 +94,17 @@ def _attention(tensors: Mapping[str, Tensor], config: EncoderConfig, x: Tensor, 
             update, reset = gate[:, :4].sum(1).sigmoid(), gate[:, 4:].sum(1).sigmoid()
             strength = update * (reset * tensors[f"{name}.gru_rel_pos_const"][0, head, 0, 0] - 1.0) + 2.0
             table = tensors["encoder.layers.0.attention.rel_attn_embed.weight"][:, head]
-            buckets = [[_bucket(config, j - i) for j in range(len(x))] for i in range(len(x))]
-            scores = scores + strength[:, None] * table[torch.tensor(buckets)]
+            scores = scores + strength[:, None] * table[_buckets(config, x.shape[0])]
         outputs.append(scores.softmax(1) @ value[:, part])
     return F.linear(torch.cat(outputs, 1), tensors[f"{name}.out_proj.weight"], tensors[f"{name}.out_proj.bias"])
 
 
-def _bucket(config: EncoderConfig, distance: int) -> int:
-    """WavLM's bucket of a distance in frames."""
+def _buckets(config: EncoderConfig, num_frames: int) -> Tensor:
+    """int64 [T, T]: WavLM's bucket of the way from each frame (rows) to each other; in single precision, as WavLM's."""
     half = (config.relative_buckets or 0) // 2
-    near, later, distance = half // 2, half if distance > 0 else 0, abs(distance)
-    if distance < near:
-        return later + distance
-    far = near + int(math.log(distance / near) / math.log(config.relative_distance / near) * (half - near))
-    return later + min(far, half - 1)
+    near = half // 2
+    frames = torch.arange(num_frames)
+    way = frames[None, :] - frames[:, None]
+    steps = (way.abs().clamp_min(near).float() / near).log() / math.log(config.relative_distance / near)
+    far = (near + (steps * (half - near)).long()).clamp_max(half - 1)
+    return torch.where(way.abs() < near, way.abs(), far) + half * (way > 0)
