@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 import torch
@@ -13,14 +12,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def tune() -> None:
-    """Keep freed memory, keep compiled kernels, and take the faster of the two fp32 matrix products.
+    """Keep freed memory, and take the faster of the two fp32 matrix products.
 
     - Page faults are up to half of a training step otherwise: glibc is told to keep what is freed.
-    - Clips of many lengths mean kernels of many shapes: oneDNN's cache is made large enough for them.
     - "medium" lets torch use oneDNN's fp32 matrix product in place of MKL's, twice as fast on AMD and as exact;
       not where the CPU has AMX, since oneDNN may then compute in bf16.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     if not torch.cpu._is_amx_tile_supported():
         torch.set_float32_matmul_precision("medium")
     if sys.platform != "linux":

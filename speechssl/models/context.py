@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechssl.models.lengths import runs
+from speechssl.models.lengths import missing, runs
 
 # The positional convolution sees lengths that are multiples of this many frames.
 GRAIN = 32
@@ -39,7 +39,7 @@ class PositionalConvolution(nn.Module):
         few shapes occur.
         """
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        rounded = [-(-length // GRAIN) * GRAIN for length in frame_lengths]
+        rounded = [length + missing(length, GRAIN) for length in frame_lengths]
         clips, outputs = x.split(frame_lengths), []
         for first, count, length in runs(rounded):
             run = torch.stack([F.pad(clip, (0, 0, 0, length - len(clip))) for clip in clips[first : first + count]])

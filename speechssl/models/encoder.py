@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from speechssl.errors import UserError
 from speechssl.models.context import ContextNetwork
 from speechssl.models.feature_encoder import FeatureEncoder
-from speechssl.models.lengths import hop, receptive_field
+from speechssl.models.lengths import hop, missing, receptive_field
 from speechssl.types import EncoderOutput
+
+# The context network sees a number of frames that is a multiple of this.
+ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +158,16 @@ class Encoder(nn.Module):
         generator: torch.Generator | None = None,
     ) -> EncoderOutput:
         """Features after `feature_norm` [P, C_conv] -> EncoderOutput; frames where `mask` [P] is true are hidden."""
-        x = self.projection(normed)
+        # A clip of zeros at the end, dropped again, rounds the rows up; as any clip it does not touch the others.
+        rows, filler = len(normed), missing(len(normed), ROWS)
+        lengths = [*frame_lengths, filler] if filler else frame_lengths
+        x = self.projection(F.pad(normed, (0, 0, 0, filler)))
         if self.config.projection_dropout:
             x = F.dropout(x, self.config.projection_dropout, self.training)
         if mask is not None:
-            x = torch.where(mask[:, None], self.mask_vector.to(x.dtype), x)
-        return EncoderOutput(self.context(x, frame_lengths, generator=generator), frame_lengths)
+            x = torch.where(F.pad(mask, (0, filler))[:, None], self.mask_vector.to(x.dtype), x)
+        states = self.context(x, lengths, generator=generator)
+        return EncoderOutput([state[:rows] for state in states], frame_lengths)
 
     def forward(
         self,

@@ -37,3 +37,11 @@ def runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         found.append((first, count, length))
         first += count
     return found
+
+
+def missing(number: int, multiple: int) -> int:
+    """What `number` lacks to the next multiple: rows to add so that tensors come in few shapes.
+
+    A CPU compiles a kernel for each shape of a matrix product or convolution, and a GPU's compiler recompiles.
+    """
+    return -number % multiple

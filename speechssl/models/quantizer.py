@@ -23,6 +23,10 @@ class Quantized:
     codes: Tensor
     probabilities: Tensor
 
+    def first(self, num_frames: int) -> Quantized:
+        """The same of the first frames alone."""
+        return Quantized(self.vectors[:num_frames], self.codes[:num_frames], self.probabilities[:num_frames])
+
 
 class GumbelQuantizer(nn.Module):
     """Chooses one of V codewords in each of G groups, at random by Gumbel noise while training."""

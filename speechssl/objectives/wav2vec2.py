@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.models.lengths import missing
 from speechssl.models.masking import sample_distractors, span_mask
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
 from speechssl.rng import generator as make_generator
 from speechssl.types import Batch, LossOutput, Term
+
+# Rows of the projections at masked frames, and of a clip's similarities, are rounded up to multiples of these.
+ROWS, GRAIN = 64, 16
 
 
 @dataclass
@@ -148,24 +152,27 @@ class Wav2Vec2Objective(nn.Module):
 
         draw = draw or self.draw(batch, frame_lengths)
         mask = draw.mask.to(features.device)
-        indexes = draw.mask.nonzero().squeeze(1).to(features.device)
+        indexes = draw.mask.nonzero().squeeze(1)
+        masked, filler = len(indexes), missing(len(indexes), ROWS)
+        rows = F.pad(indexes, (0, filler)).to(features.device)  # `filler` rows too many, dropped after the products
         output = encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator)
-        contexts = self.project_context(output.packed[-1].index_select(0, indexes))
+        contexts = self.project_context(output.packed[-1].index_select(0, rows))[:masked]
 
-        quantizer_input = F.dropout(normed.index_select(0, indexes), self.feature_dropout, self.training)
-        noise = None if draw.noise is None else draw.noise.to(features.device)
+        quantizer_input = F.dropout(normed.index_select(0, rows), self.feature_dropout, self.training)
+        noise = None if draw.noise is None else F.pad(draw.noise, (0, 0, 0, 0, 0, filler)).to(features.device)
         quantized = self.quantizer(quantizer_input, temperature=self.gumbel_temperature, noise=noise)
-        targets = self.project_target(quantized.vectors.to(contexts.dtype))
+        targets = self.project_target(quantized.vectors.to(contexts.dtype))[:masked]
+        quantized = quantized.first(masked)
 
         contrastive = self._contrastive(contexts, targets, quantized.codes, draw)
-        count = self._counts(len(indexes), sum(frame_lengths))
+        count = self._counts(masked, sum(frame_lengths))
         size = self.quantizer.num_groups * self.quantizer.num_codewords
-        mean_probabilities = quantized.probabilities.mean(0) if len(indexes) else quantized.probabilities.sum(0)
+        mean_probabilities = quantized.probabilities.mean(0) if masked else quantized.probabilities.sum(0)
         diversity = (size - perplexity(mean_probabilities)) / size
         return LossOutput(
             terms={
                 "contrastive": Term(contrastive.loss, count["contrastive"]),
-                "diversity": Term(diversity * len(indexes), count["diversity"], self.diversity_weight),
+                "diversity": Term(diversity * masked, count["diversity"], self.diversity_weight),
                 "feature_penalty": Term(penalty, count["feature_penalty"], self.feature_penalty),
             },
             metrics={
@@ -184,7 +191,7 @@ class Wav2Vec2Objective(nn.Module):
         start = 0
         for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
             part = slice(start, start + masked)
-            similarity = contexts[part] @ targets[part].T / self.temperature
+            similarity = _products(contexts[part], targets[part]) / self.temperature
             same = (codes[part, None] == codes[None, part]).all(-1)
             total.add(similarity, _log_counts(distractors.to(similarity.device), same), same)
             start += masked
@@ -215,6 +222,12 @@ class _Contrastive:
             repeats = candidate.float() @ same.float().triu(1)
             distinct = (candidate & (repeats == 0)).sum(1)
             self.chance = self.chance + (1 / distinct).sum()
+
+
+def _products(contexts: Tensor, targets: Tensor) -> Tensor:
+    """[M, D], [M, D] -> [M, M], computed with a number of rows that occurs again."""
+    masked, filler = len(contexts), (0, 0, 0, missing(len(contexts), GRAIN))
+    return (F.pad(contexts, filler) @ F.pad(targets, filler).T)[:masked, :masked]
 
 
 def _log_counts(distractors: Tensor, same: Tensor) -> Tensor:
