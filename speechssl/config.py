@@ -55,8 +55,9 @@ CHOICES = {
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.resume": ("auto", "never", "must"),
+    "what": ("pretrain", "finetune", "inference"),
 }
-COUNTS = ("trainer.max_steps", "_every", "trainer.accumulate", "trainer.keep_last", "trainer.max_bad_steps")
+COUNTS = ("steps", "threads", "at_once", "_every", "trainer.accumulate", "trainer.keep_last")
 RANGES = (
     ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "max_clip_s", ".lr", ".temperature")),
     ("0 or more", lambda x: x >= 0, ("trainer.seed", "trainer.clip_norm", "num_workers", "weight_decay")),
