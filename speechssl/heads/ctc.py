@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.data.text import BLANK_INDEX, Vocabulary, normalize
+from speechssl.heads.encoding import encode, is_frozen
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.masking import span_mask
-from speechssl.rng import generator as make_generator
 from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance
 
 
@@ -82,8 +81,7 @@ class CTCObjective(nn.Module):
 
     def begin_step(self, step: int, max_steps: int) -> None:
         """Decide whether the encoder trains at this step."""
-        frozen = self.freeze_encoder if self.freeze_encoder > 1 else self.freeze_encoder * max_steps
-        self.encoder_frozen = step <= frozen
+        self.encoder_frozen = is_frozen(step, max_steps, self.freeze_encoder)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return."""
@@ -140,28 +138,3 @@ def ctc_loss(logits: Tensor, frame_lengths: list[int], targets: list[Tensor]) ->
         reduction="sum",
         zero_infinity=True,
     )
-
-
-def encode(
-    encoder: Encoder,
-    batch: Batch,
-    generator: torch.Generator | None,
-    *,
-    freeze_feature_encoder: bool,
-    freeze_encoder: bool,
-    mask: dict | None = None,
-) -> EncoderOutput:
-    """The encoder's output for fine-tuning, without gradient where frozen; `mask` are options of `span_mask`."""
-    grad = torch.is_grad_enabled()
-    with torch.set_grad_enabled(grad and not freeze_feature_encoder and not freeze_encoder):
-        features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
-    hidden = None
-    if mask:
-        masks = [
-            span_mask(frames, generator=make_generator(seed, "mask"), **mask)
-            for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
-        ]
-        hidden = torch.cat(masks).to(features.device)
-    with torch.set_grad_enabled(grad and not freeze_encoder):
-        normed = encoder.feature_norm(features)
-        return encoder.contextualize(normed, frame_lengths, mask=hidden, generator=generator)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import UserError
-from speechssl.heads.ctc import encode
+from speechssl.heads.encoding import encode, is_frozen
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance
 
@@ -78,8 +78,7 @@ class ClassifyObjective(nn.Module):
 
     def begin_step(self, step: int, max_steps: int) -> None:
         """Decide whether the encoder trains at this step."""
-        frozen = self.freeze_encoder if self.freeze_encoder > 1 else self.freeze_encoder * max_steps
-        self.encoder_frozen = step <= frozen
+        self.encoder_frozen = is_frozen(step, max_steps, self.freeze_encoder)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return."""

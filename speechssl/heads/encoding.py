@@ -1,0 +1,40 @@
+"""What the heads share: the encoder's output for fine-tuning, and which part of it is frozen when."""
+
+from __future__ import annotations
+
+import torch
+
+from speechssl.models.encoder import Encoder
+from speechssl.models.masking import span_mask
+from speechssl.rng import generator as make_generator
+from speechssl.types import Batch, EncoderOutput
+
+
+def is_frozen(step: int, max_steps: int, freeze_encoder: float) -> bool:
+    """Whether the encoder is kept as it is at a step (from 1); up to 1 a fraction of the run, above so many steps."""
+    return step <= (freeze_encoder if freeze_encoder > 1 else freeze_encoder * max_steps)
+
+
+def encode(
+    encoder: Encoder,
+    batch: Batch,
+    generator: torch.Generator | None,
+    *,
+    freeze_feature_encoder: bool,
+    freeze_encoder: bool,
+    mask: dict | None = None,
+) -> EncoderOutput:
+    """The encoder's output for fine-tuning, without gradient where frozen; `mask` are options of `span_mask`."""
+    grad = torch.is_grad_enabled()
+    with torch.set_grad_enabled(grad and not freeze_feature_encoder and not freeze_encoder):
+        features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
+    hidden = None
+    if mask:
+        masks = [
+            span_mask(frames, generator=make_generator(seed, "mask"), **mask)
+            for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
+        ]
+        hidden = torch.cat(masks).to(features.device)
+    with torch.set_grad_enabled(grad and not freeze_encoder):
+        normed = encoder.feature_norm(features)
+        return encoder.contextualize(normed, frame_lengths, mask=hidden, generator=generator)
