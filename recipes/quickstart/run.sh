@@ -6,13 +6,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-option num-train 1500 "clips to train on, about 3 s each"
+option num-train 1000 "clips to train on, about 3 s each"
 option num-labelled 100 "how many of them have a transcript"
 option num-test 150 "clips for the test"
 option num-voices 6 "speakers"
 option model tiny "model to pretrain, and to train from scratch"
-option pretrain-steps 1000 "steps of pretraining"
-option finetune-steps 300 "steps of each fine-tuning"
+option pretrain-steps 600 "steps of pretraining"
+option finetune-steps 400 "steps of each fine-tuning"
 option speaker-steps 100 "steps of the speaker classifier"
 option lrs "1e-3" "learning rates of the fine-tuning, in quotes; the best on valid is taken"
 option seeds "0" "seeds of the fine-tuning, in quotes"
