@@ -83,7 +83,7 @@ def _table(report: dict[str, Any]) -> Table:
     add("peak memory, GiB", lambda side: _gib(side["peak_memory_bytes"]), memory)
     add("parameters, M", lambda side: f"{side['parameters'] / 1e6:.2f}")
     add("GFLOP a step", lambda side: f"{side['flops'] / 1e9:.1f}")
-    add("share of the matmul peak (MFU)", lambda side: f"{side['mfu']:.1%}")
+    add("MFU, of the matmul peak", lambda side: f"{side['mfu']:.1%}")
     table.add_section()
     parts = dict.fromkeys(part for side in sides.values() for part in side["shares"])
     for part in parts:
