@@ -10,7 +10,7 @@ rejects paths with `=`, quotes, brackets or non-ASCII letters, and so that a mis
 - a path key, and a key whose yaml value is text, is taken literally, whatever characters the value has.
   A path key's value that begins with `[` is a list (write `./[name` for a file called so), which only a key
   whose yaml value is a list takes;
-- `null` unsets a key whose yaml value is `null` or `???`.
+- `null` unsets a key whose yaml value is `null` or `???`, and the keys in NULLABLE.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ CHOICES = {
     "trainer.resume": ("auto", "never", "must"),
     "what": ("pretrain", "finetune", "inference"),
 }
+# Keys with a value in the yaml that may be unset all the same.
+NULLABLE = ("window_s",)
 COUNTS = ("steps", "threads", "at_once", "_every", "trainer.accumulate", "trainer.keep_last")
 RANGES = (
-    ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "max_clip_s", ".lr", ".temperature")),
-    ("0 or more", lambda x: x >= 0, ("trainer.seed", "trainer.clip_norm", "num_workers", "weight_decay")),
+    ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "window_s", "max_clip_s", ".lr", ".temperature")),
+    ("0 or more", lambda x: x >= 0, ("trainer.seed", "context_s", "trainer.clip_norm", "num_workers", "weight_decay")),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, ("dropout", "layer_drop", "probability")),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share",)),
 )
@@ -252,6 +254,8 @@ def _value(key: str, text: str, default: Any) -> Any:
         raise UserError(f"{key}= is empty: give {PATH_KEYS[key]}")
     if text == "null" and (default is None or default == MISSING):
         return default
+    if text == "null" and key in NULLABLE:
+        return None
     is_text = isinstance(default, str) and default != MISSING
     if isinstance(default, list) or not (is_path or is_text):
         return _fit(key, _parse(key, text), default, text)

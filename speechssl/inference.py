@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from speechssl.errors import UserError
 from speechssl.training.checkpoint import build_model, load_checkpoint
 from speechssl.training.run import choose_device
 from speechssl.types import EncoderOutput
+from speechssl.windows import WHOLE, Window, Windowing
 
 log = logging.getLogger("speechssl")
 
@@ -82,37 +84,66 @@ class SpeechModel:
                 f"{name}: lasts {len(waveform) / self.sample_rate:.4f} s, and the model needs at least "
                 f"{self.min_samples / self.sample_rate:.4f} s; give a longer recording."
             )
+        return self.scale(waveform)
+
+    def scale(self, waveform: Tensor) -> Tensor:
+        """Float [N] at zero mean and unit variance, if the model takes clips so."""
         return audio.normalize_waveform(waveform) if self.normalize else waveform
 
     def batches(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
-        """Files in their order, as (paths, waveforms [B, N], lengths [B]) of at most `batch_seconds` in all.
+        """Whole files in their order, as (paths, waveforms [B, N], lengths [B]); else as `window_batches`."""
+        for parts, waveforms, lengths in self.window_batches(paths, batch_seconds=batch_seconds, windowing=None):
+            yield [path for path, _ in parts], waveforms, lengths
 
-        A longer file comes alone. A file that cannot be used is named on the log and left out, so that the
-        others are not lost for it.
+    def window_batches(
+        self, paths: Sequence[Path], *, batch_seconds: float, windowing: Windowing | None
+    ) -> Iterator[tuple[list[tuple[Path, Window]], Tensor, Tensor]]:
+        """Files in their order, long ones in windows, as (parts, waveforms [B, N], lengths [B]).
+
+        A batch has at most `batch_seconds` in all; a longer part comes alone. No more of a file is in memory than
+        that and one window. A model that normalises each clip is given each window normalised by itself. A file
+        that cannot be used is named on the log and left out, so that the others are not lost for it; windows of it
+        may have come by then, but not its last.
 
         Raises:
             UserError: at the end, if there were such files.
         """
-        ready: list[tuple[Path, Tensor]] = []
+        ready: list[tuple[tuple[Path, Window], Tensor]] = []
         unusable: list[str] = []
-        for path in paths:
-            try:
-                waveform = self.read(path)
-            except UserError as error:
-                log.warning("%s", error)
-                unusable.append(str(error))
-                continue
+        for path, window, waveform in self._parts(paths, windowing, unusable):
             num_samples = len(waveform) + sum(len(x) for _, x in ready)
             if ready and num_samples > batch_seconds * self.sample_rate:
                 yield _pad(ready)
                 ready = []
-            ready.append((path, waveform))
+            ready.append(((path, window), waveform))
         if ready:
             yield _pad(ready)
         if len(paths) == 1 and unusable:
             raise UserError(unusable[0])
         if unusable:
             raise UserError(f"{len(unusable)} of {len(paths)} files cannot be used, the first: {unusable[0]}")
+
+    def _parts(
+        self, paths: Sequence[Path], windowing: Windowing | None, unusable: list[str]
+    ) -> Iterator[tuple[Path, Window, Tensor]]:
+        """The windows of all files; why one cannot be used is added to `unusable`."""
+        for path in paths:
+            try:
+                for window in windowing.cut(self._num_samples(path)) if windowing else [WHOLE]:
+                    yield path, window, self.read(path) if window is WHOLE else self._read_window(path, window)
+            except UserError as error:
+                log.warning("%s", error)
+                unusable.append(str(error))
+
+    def _num_samples(self, path: Path) -> int:
+        """Samples of a file at the model's rate."""
+        info = audio.info(path)
+        return math.ceil(info.num_samples * self.sample_rate / info.sample_rate)
+
+    def _read_window(self, path: Path, window: Window) -> Tensor:
+        duration_s = None if window.end is None else (window.end - window.start) / self.sample_rate
+        offset_s = window.start / self.sample_rate
+        return self.scale(audio.load(path, sample_rate=self.sample_rate, offset_s=offset_s, duration_s=duration_s))
 
     def _from_samples(self, samples: np.ndarray | Tensor, sample_rate: int | None) -> Tensor:
         samples = torch.as_tensor(samples)
@@ -167,6 +198,6 @@ def recordings(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def _pad(clips: list[tuple[Path, Tensor]]) -> tuple[list[Path], Tensor, Tensor]:
-    paths, waveforms = zip(*clips, strict=True)
-    return list(paths), pad_sequence(waveforms, batch_first=True), torch.tensor([len(x) for x in waveforms])
+def _pad(clips: list[tuple[tuple[Path, Window], Tensor]]) -> tuple[list[tuple[Path, Window]], Tensor, Tensor]:
+    parts, waveforms = zip(*clips, strict=True)
+    return list(parts), pad_sequence(waveforms, batch_first=True), torch.tensor([len(x) for x in waveforms])

@@ -55,7 +55,14 @@ class SpellingEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(hop=HOP, receptive_field=FIELD, hidden_size=len(SYMBOLS), num_layers=0)
+        self.config = SimpleNamespace(
+            conv_kernels=(FIELD,),
+            conv_strides=(HOP,),
+            hop=HOP,
+            receptive_field=FIELD,
+            hidden_size=len(SYMBOLS),
+            num_layers=0,
+        )
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
         clips = [wave[:length] for wave, length in zip(waveforms, lengths.tolist(), strict=True)]

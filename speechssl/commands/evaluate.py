@@ -8,7 +8,8 @@ Writes out/metrics.json and, a line for each clip, out/hypotheses.jsonl (after t
 (after task=speaker or task=classify); prints the main figures as one line of JSON. rtf is wall seconds per
 audio second, from before the first clip is read until after the last result; loading the model is not
 counted. EER and minDCF compare the test clips with each other by the cosine of their embeddings: all pairs,
-or 1,000,000 drawn ones where there are more.
+or 1,000,000 drawn ones where there are more. With a CTC head, clips longer than window_s are recognised in windows,
+as by transcribe; a small window_s measures what that costs.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def evaluate_recognition(
     config: DictConfig, model: SpeechModel, manifest: Manifest
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics and a row for each clip, with a CTC head."""
-    recognizer = Recognizer(model, build(config.decoder, vocabulary=model.objective.vocabulary))
+    decoder = build(config.decoder, vocabulary=model.objective.vocabulary)
+    recognizer = Recognizer(model, decoder, window_s=config.window_s, context_s=config.context_s)
     lowercase = config.lowercase or model.objective.lowercase
     done = run_over(
         manifest,

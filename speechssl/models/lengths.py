@@ -13,6 +13,11 @@ def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int])
     return num_samples
 
 
+def num_samples(num_frames: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that so many frames see: the shortest clip that gives them."""
+    return (num_frames - 1) * hop(strides) + receptive_field(kernels, strides)
+
+
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     """Samples that one frame sees: the shortest clip that gives a frame (400 for wav2vec 2.0's stack)."""
     field = 1

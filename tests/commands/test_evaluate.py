@@ -87,6 +87,15 @@ def test_results_do_not_depend_on_batches(evaluate, corpus, spelling_model, tmp_
         assert metrics[key] == again[key]
 
 
+def test_clips_in_windows_give_the_same_text(evaluate, corpus, spelling_model, tmp_path):
+    corpus(*((text, {"text": text}) for text in ("abc abc abc abc abc", "a", "bb")))
+    lengths, encode = [], spelling_model.encode
+    spelling_model.encode = lambda waveforms, n: lengths.append(max(n.tolist())) or encode(waveforms, n)
+    code, _, _ = evaluate(spelling_model, "window_s=0.5", "context_s=0.1")
+    assert code == 0 and results(tmp_path, "hypotheses.jsonl")[0]["cer"] == 0.0
+    assert len(lengths) > 3 and max(lengths) <= 8_000
+
+
 def test_without_speakers_there_is_no_breakdown(evaluate, corpus, spelling_model, tmp_path):
     corpus(("a", {"text": "a"}))
     evaluate(spelling_model)

@@ -90,6 +90,28 @@ def test_a_folder_without_audio(transcribe, tmp_path):
     assert code == 2 and "no audio file" in err
 
 
+def test_a_long_file_in_windows_and_at_once(transcribe, audio_tools, tmp_path):
+    text = "abc ab a " * 20 + "b"
+    path = audio_tools.save(tmp_path / "a.wav", audio_tools.spell(text))
+    assert transcribe(f"audio={path}", "window_s=2", "context_s=0.3")[:2] == (0, f"{text}\n")
+    assert transcribe(f"audio={path}", "window_s=null")[:2] == (0, f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["window_s=2", "context_s=1"], "longer than twice the context"),
+        (["window_s=0"], "window_s=0.0 must be a number, more than 0"),
+        (["context_s=-1"], "context_s=-1.0 must be a number, 0 or more"),
+        (["context_s=null"], "context_s=null must be a number"),
+    ],
+)
+def test_windows_that_cannot_be(transcribe, audio_tools, tmp_path, overrides, reason):
+    path = audio_tools.save(tmp_path / "a.wav", audio_tools.spell("a"))
+    code, out, err = transcribe(f"audio={path}", *overrides)
+    assert (code, out) == (2, "") and reason in err and "Traceback" not in err
+
+
 def test_an_unknown_format(transcribe, tmp_path):
     code, _, err = transcribe(f"audio={tmp_path}", "format=xml")
     assert code == 2 and "format=xml must be text or json" in err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.models.lengths import hop, num_frames, receptive_field, runs
+from speechssl.models.lengths import hop, num_frames, num_samples, receptive_field, runs
 
 STACKS = {
     "standard": ((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)),
@@ -41,6 +41,15 @@ def test_the_receptive_field_is_the_shortest_clip_with_a_frame(stack):
     assert frames_of_convolutions(field - 1, kernels, strides) == 0
     assert frames_of_convolutions(field + hop(strides), kernels, strides) == 2
     assert frames_of_convolutions(field + hop(strides) - 1, kernels, strides) == 1
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_so_many_frames_need_so_many_samples(stack):
+    kernels, strides = STACKS[stack]
+    for count in (1, 2, 7):
+        needed = num_samples(count, kernels, strides)
+        assert frames_of_convolutions(needed, kernels, strides) == count
+        assert frames_of_convolutions(needed - 1, kernels, strides) == count - 1
 
 
 def test_the_standard_stack_has_the_papers_figures():
