@@ -21,20 +21,24 @@ class Utterance:
 
     Attributes:
         id: name of the clip, unique within its manifest.
-        audio_path: where the audio is; a manifest's relative path is already resolved.
+        audio_path: where the audio is, a path or, as text, a URL; a manifest's relative path is already resolved.
         duration_s: seconds of audio.
         offset_s: where the clip begins within its file, seconds.
         text: transcript, if there is one.
         speaker: who speaks, if known.
+        byte_range: (first, number) of the bytes that are the audio file, where it lies in a larger one (a tar shard).
+        channel: which one of several to read; None is their mean.
         fields: every key of the line as written, unknown ones included.
     """
 
     id: str
-    audio_path: Path
+    audio_path: Path | str
     duration_s: float
     offset_s: float = 0.0
     text: str | None = None
     speaker: str | None = None
+    byte_range: tuple[int, int] | None = None
+    channel: int | None = None
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -48,6 +52,7 @@ class Batch:
         seeds: one integer a clip, a function of (seed, epoch, clip) alone; masks, distractors and noise come from it.
         utterances: what the clips are.
         targets: int64 [L] label ids of each clip, or None where the objective needs none.
+        starts_s: where in its utterance each clip begins, seconds; None where all are whole.
     """
 
     waveforms: Tensor
@@ -55,6 +60,7 @@ class Batch:
     seeds: list[int]
     utterances: list[Utterance]
     targets: list[Tensor] | None = None
+    starts_s: list[float] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its waveforms on `device`; lengths stay on the CPU, where shapes are decided."""
@@ -64,6 +70,7 @@ class Batch:
             seeds=self.seeds,
             utterances=self.utterances,
             targets=self.targets,
+            starts_s=self.starts_s,
         )
 
 
@@ -96,6 +103,11 @@ class EncoderOutput:
 
     def _pad(self, x_PC: Tensor) -> Tensor:
         return pad_sequence(x_PC.split(self.frame_lengths), batch_first=True)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Losses are computed in fp32, and in fp64 where the model is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass

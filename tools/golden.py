@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from speechssl.config import objective_class
 from speechssl.data.text import BLANK
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training.checkpoint import build_objective
@@ -45,6 +47,16 @@ ENCODER = EncoderConfig(
     layer_drop=0.1,
 )
 
+MASK = {"mask_start_probability": 0.065, "mask_span": 10, "mask_min_spans": 2}
+TEACHER = {
+    "top_layers": 2,
+    "decoder_size": 32,
+    "teacher_memory": (0.1, 0.5),
+    "teacher_anneal": 0.5,
+    "feature_gradient_scale": 1.0,
+}
+VIEWS = {"sample_rate": 16_000, "crop_s": 0.4, "noise_snr_db": (10.0, 40.0)}
+
 OBJECTIVES = {
     "wav2vec2": {
         "num_groups": 2,
@@ -57,13 +69,73 @@ OBJECTIVES = {
         "feature_penalty": 10.0,
         "feature_gradient_scale": 0.1,
         "feature_dropout": 0.0,
-        "mask_start_probability": 0.065,
-        "mask_span": 10,
-        "mask_min_spans": 2,
+        **MASK,
         "gumbel_start": 2.0,
         "gumbel_end": 0.5,
         "gumbel_decay": None,
     },
+    "hubert": {
+        "num_clusters": 12,
+        "labels": None,
+        "cluster_hours": 1.0,
+        "logits": "cosine",
+        "final_size": 16,
+        "temperature": 0.1,
+        "unmasked_weight": 0.5,
+        "feature_gradient_scale": 0.1,
+        **MASK,
+    },
+    "best_rq": {
+        "sample_rate": 16_000,
+        "num_codewords": 32,
+        "code_size": 8,
+        "logits": "linear",
+        "final_size": 16,
+        "temperature": 0.1,
+        "unmasked_weight": 0.0,
+        "feature_gradient_scale": 1.0,
+        **MASK,
+    },
+    "data2vec": {"num_masks": 1, "decoder_layers": 0, **TEACHER, **MASK},
+    # A teacher that hardly moves: 20 steps are too few to follow one with a new decoder.
+    "data2vec2": {"num_masks": 2, "decoder_layers": 2, **TEACHER, **MASK, "teacher_memory": (50.0, 100.0)},
+    "dinosr": {
+        "top_layers": 2,
+        "num_codewords": 16,
+        "codebook_decay": 0.9,
+        "teacher_memory": (0.1, 0.5),
+        "teacher_anneal": 0.5,
+        "feature_gradient_scale": 1.0,
+        **MASK,
+    },
+    "wav2vec": {"num_steps": 4, "num_distractors": 5, "feature_gradient_scale": 1.0},
+    "cpc": {"num_steps": 4, "num_distractors": 5, "feature_gradient_scale": 1.0},
+    "apc": {"sample_rate": 16_000, "num_steps": 3, "feature_gradient_scale": 1.0},
+    "reconstruction": {
+        "sample_rate": 16_000,
+        "mode": "masked",
+        "noise_snr_db": (0.0, 20.0),
+        "overlap_probability": 0.5,
+        "overlap_snr_db": (-5.0, 10.0),
+        "band_width": 16,
+        "feature_gradient_scale": 1.0,
+        **MASK,
+    },
+    "simclr": {"final_size": 16, "temperature": 0.1, **VIEWS},
+    "byol": {
+        "teacher": "ema",
+        "predictor": "mlp",
+        "stop_gradient": True,
+        "final_size": 16,
+        "correlation_decay": 0.5,
+        "correlation_eps": 0.3,
+        "variance_weight": 0.5,
+        "covariance_weight": 0.05,
+        "teacher_memory": (0.1, 0.5),
+        "teacher_anneal": 0.5,
+        **VIEWS,
+    },
+    "pretext": {"sample_rate": 16_000, "feature_gradient_scale": 1.0},
     "ctc": {
         "vocabulary": [BLANK, "a", "b", "c"],
         "lowercase": False,
@@ -73,6 +145,11 @@ OBJECTIVES = {
         "freeze_feature_encoder": True,
         "freeze_encoder": 0.2,
     },
+}
+OBJECTIVES["multi"] = {
+    "parts": ["best_rq", "pretext"],
+    "weights": [1.0, 0.5],
+    "settings": {name: OBJECTIVES[name] for name in ("best_rq", "pretext")},
 }
 
 
@@ -101,8 +178,11 @@ def batches(sample_rate: int = 16_000) -> Iterator[Batch]:
 def curve(name: str) -> list[float]:
     """The loss at each step of an objective's run."""
     torch.manual_seed(0)
-    encoder = Encoder(ENCODER)
-    objective = build_objective({"name": name, **OBJECTIVES[name]}, ENCODER)
+    config = replace(ENCODER, **getattr(objective_class(name), "encoder_needs", {}))
+    encoder = Encoder(config)
+    objective = build_objective({"name": name, **OBJECTIVES[name]}, config)
+    if name == "hubert":
+        objective.stored = lambda _utterance, _start_s, num_frames: torch.arange(num_frames) // 5
     model = nn.ModuleDict({"encoder": encoder, "objective": objective})
     trainer = Trainer(
         encoder=encoder,

@@ -13,15 +13,27 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from speechssl.errors import UserError
+from speechssl.models.dropout import attend, dropout
+from speechssl.models.fourier import correlate
 from speechssl.models.lengths import missing, runs
 
 # The positional convolution sees lengths that are multiples of this many frames.
 GRAIN = 32
+# On a CPU it goes by way of spectra where frames are at least so many times its taps: their transform pays then.
+FOURIER = 3
 
 
 class PositionalConvolution(nn.Module):
-    """Relative positions by one wide grouped convolution with weight norm over its taps, and GELU."""
+    """Relative positions by one wide grouped convolution with weight norm over its taps, and GELU.
+
+    Attributes:
+        causal: see no later frame.
+    """
+
+    causal = False
 
     def __init__(self, hidden_size: int, kernel: int, groups: int):
         super().__init__()
@@ -39,11 +51,15 @@ class PositionalConvolution(nn.Module):
         few shapes occur.
         """
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        rounded = [length + missing(length, GRAIN) for length in frame_lengths]
         clips, outputs = x.split(frame_lengths), []
+        # Not where it is causal: spectra let the last digits of later frames through.
+        if x.device.type == "cpu" and not self.causal and len(x) >= FOURIER * self.kernel:
+            return F.gelu((torch.cat(correlate(clips, weight, self.groups)) + self.bias).to(x.dtype))
+        rounded = [length + missing(length, GRAIN) for length in frame_lengths]
         for first, count, length in runs(rounded):
             run = torch.stack([F.pad(clip, (0, 0, 0, length - len(clip))) for clip in clips[first : first + count]])
-            y = F.conv1d(run.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+            padding = self.kernel - 1 if self.causal else self.kernel // 2
+            y = F.conv1d(run.transpose(1, 2), weight, self.bias, padding=padding, groups=self.groups)
             y = y[..., :length].transpose(1, 2)
             outputs += [y[i, : frame_lengths[first + i]] for i in range(count)]
         return F.gelu(torch.cat(outputs))
@@ -112,32 +128,54 @@ class PositionGate(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each clip; query, key and value come from one projection."""
+    """Multi-head self-attention within each clip; query, key and value come from one projection.
+
+    Attributes:
+        causal: heed no later frame.
+    """
+
+    causal = False
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, gated: bool = False):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.qkv.bias.register_hook(_without_key)
         self.out = nn.Linear(hidden_size, hidden_size)
         self.gate = PositionGate(hidden_size, num_heads) if gated else None
 
     def forward(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None = None) -> Tensor:
         """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
-        dropout = self.dropout if self.training else 0.0
+        probability = self.dropout if self.training else 0.0
         outputs, start = [], 0
         for _, count, length in runs(frame_lengths):
             part = slice(start, start + count * length)
-            query, key, value = qkv[part].view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-            bias = self.gate(x[part].view(count, length, -1), biases[length]) if self.gate else None
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+            heads = qkv[part].view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            if probability and not self.gate and not self.causal and x.device.type == "cpu":
+                y = attend(heads, probability)
+            else:
+                bias = self.gate(x[part].view(count, length, -1), biases[length]) if self.gate else None
+                y = F.scaled_dot_product_attention(*heads, attn_mask=bias, dropout_p=probability, is_causal=self.causal)
             outputs.append(y.transpose(1, 2).reshape(count * length, -1))
             start += count * length
         return self.out(torch.cat(outputs))
 
 
+def _without_key(gradient: Tensor) -> Tensor:
+    """A key's bias shifts all scores of a query alike, so its gradient [3 C] is zero; what comes is rounding."""
+    query, key, value = gradient.chunk(3)
+    return torch.cat((query, torch.zeros_like(key), value))
+
+
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each with its residual; LayerNorm after the sum (post-norm) or before (pre-norm)."""
+    """Attention and feed-forward, each with its residual; LayerNorm after the sum (post-norm) or before (pre-norm).
+
+    Attributes:
+        recompute: keep only the input for the backward pass, which runs the layer again (activation checkpointing).
+    """
+
+    recompute = False
 
     def __init__(
         self,
@@ -161,7 +199,7 @@ class TransformerLayer(nn.Module):
         self.feed_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
     def _drop(self, x: Tensor, probability: float) -> Tensor:
-        return F.dropout(x, probability, self.training) if probability else x
+        return dropout(x, probability, self.training) if probability else x
 
     def _attend(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None) -> Tensor:
         return self._drop(self.attention(x, frame_lengths, biases), self.dropout)
@@ -172,6 +210,11 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None = None) -> Tensor:
         """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, x, frame_lengths, biases, use_reentrant=False)
+        return self._run(x, frame_lengths, biases)
+
+    def _run(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None) -> Tensor:
         if self.pre_norm:
             x = x + self._attend(self.attention_norm(x), frame_lengths, biases)
             return x + self._feed(self.feed_norm(x))
@@ -197,6 +240,7 @@ class ContextNetwork(nn.Module):
         position_layers: int | None = None,
         relative_buckets: int | None = None,
         relative_distance: int = 800,
+        causal: bool = False,
         **layer: float,
     ):
         super().__init__()
@@ -212,17 +256,32 @@ class ContextNetwork(nn.Module):
             TransformerLayer(norm_eps=norm_eps, gated=self.relative is not None, **layer) for _ in range(num_layers)
         )
         self.apply(_init_linear)
+        if causal:
+            self.positions.causal = True
+            for transformer_layer in self.layers:
+                transformer_layer.attention.causal = True
 
-    def forward(self, x: Tensor, frame_lengths: list[int], *, generator: torch.Generator | None = None) -> list[Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        frame_lengths: list[int],
+        *,
+        generator: torch.Generator | None = None,
+        visible: tuple[Tensor, list[int]] | None = None,
+    ) -> list[Tensor]:
         """[P, C] -> layers + 1 tensors [P, C]: the first layer's input and each layer's output.
 
         With pre-norm the last is after the final LayerNorm. `generator` decides which layers are dropped this step.
+        `visible`: rows [P'] that go on after the positions, and how many of each clip; the layers see no others.
         """
         x = x + self.positions(x, frame_lengths)
+        if visible:
+            rows, frame_lengths = visible
+            x = x.index_select(0, rows)
         if not self.pre_norm:
             x = self.norm(x)
         if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         states = [x]
         biases = {length: self.relative(length) for length in set(frame_lengths)} if self.relative else None
         dropped = self._draw_dropped(generator)
@@ -232,6 +291,22 @@ class ContextNetwork(nn.Module):
         if self.pre_norm:
             states[-1] = self.norm(x)
         return states
+
+    def reset_last_layers(self, count: int) -> None:
+        """Begin the last `count` layers and the last norm anew.
+
+        What they learned belongs to the pretraining's task, and few labels are learned faster without it (Pasad et al.
+        2021, arXiv 2107.04734; for BERT Zhang et al. 2021, arXiv 2006.05987).
+        """
+        if not count:
+            return
+        if count > len(self.layers):
+            raise UserError(f"encoder.reset_layers is {count}, but the encoder has {len(self.layers)} layers")
+        parts = [module for layer in self.layers[-count:] for module in layer.modules()]
+        for module in [*parts, self.norm] if self.pre_norm else parts:
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            _init_linear(module)
 
     def _draw_dropped(self, generator: torch.Generator | None) -> list[bool]:
         if not (self.training and self.layer_drop):

@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.models.context import ContextNetwork
+from speechssl.models.dropout import dropout
+from speechssl.models.fbank import FbankEncoder
 from speechssl.models.feature_encoder import FeatureEncoder
-from speechssl.models.lengths import hop, missing, receptive_field
+from speechssl.models.lengths import hop, missing, num_frames, receptive_field
+from speechssl.models.past import ConvolutionalContext, RecurrentContext
 from speechssl.types import EncoderOutput
 
+# No layer of an encoder is larger, and none has more layers.
+MAX_SIZE, MAX_LAYERS = 2**20, 1000
 # The context network sees a number of frames that is a multiple of this.
 ROWS = 64
+# Fields that older checkpoints lack, and their values there.
+LATER = {"context": "transformer", "causal": False}
+PAST_CONTEXTS = {"convolutions": ConvolutionalContext, "recurrent": RecurrentContext}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +32,12 @@ class EncoderConfig:
     """Shape of an encoder; plain data, so that it lives in a checkpoint.
 
     Attributes:
-        conv_channels, conv_kernels, conv_strides: the feature encoder, one number a layer.
+        feature_encoder: "conv", convolutions over raw samples, or "fbank", log-mel and light convolutions.
+        conv_channels, conv_kernels, conv_strides: the feature encoder, one number a layer (fbank: the spectrum first).
         conv_norm: "group" (first layer, BASE) or "layer" (each layer, LARGE).
         conv_bias: whether the convolutions have a bias.
-        conv_init: how the convolutions begin: "kaiming" (the reference) or "average" (each a local mean, plus noise).
+        conv_init: how the convolutions begin: "kaiming" (the reference), "average" (local means, plus noise, after the
+            first) or "gabor" (the same, and the first a filter bank).
         hidden_size, num_layers, num_heads, feed_forward_size: the Transformer.
         position_kernel, position_groups: the convolutional positional embedding.
         pre_norm: LayerNorm before attention and feed-forward (LARGE) instead of after the sum (BASE).
@@ -40,6 +50,8 @@ class EncoderConfig:
         position_layers: how many positional convolutions data2vec's stack has; None is wav2vec 2.0's single one.
         relative_buckets, relative_distance: WavLM's gated relative positions, how many buckets of distances and from
             how many frames on all are one; None for relative_buckets is none of it.
+        context: "transformer", or "convolutions" (wav2vec) or "recurrent" (CPC), which see the past alone.
+        causal: the Transformer sees the past alone too (APC).
     """
 
     conv_channels: tuple[int, ...]
@@ -65,16 +77,30 @@ class EncoderConfig:
     position_layers: int | None = None
     relative_buckets: int | None = None
     relative_distance: int = 800
+    feature_encoder: str = "conv"
+    context: str = "transformer"
+    causal: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_value(field.name, getattr(self, field.name), field.type)
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides):
             raise UserError("the encoder's conv_channels, conv_kernels and conv_strides must be equally long lists")
+        if self.feature_encoder not in ("conv", "fbank"):
+            raise UserError(f"the encoder's feature_encoder is {self.feature_encoder!r}, but must be 'conv' or 'fbank'")
         if self.conv_norm not in ("group", "layer"):
             raise UserError(f"the encoder's conv_norm is {self.conv_norm!r}, but must be 'group' or 'layer'")
-        if self.conv_init not in ("kaiming", "average"):
-            raise UserError(f"the encoder's conv_init is {self.conv_init!r}, but must be 'kaiming' or 'average'")
+        if self.conv_init not in ("kaiming", "average", "gabor"):
+            raise UserError(
+                f"the encoder's conv_init is {self.conv_init!r}, but must be 'kaiming', 'average' or 'gabor'"
+            )
+        if self.context not in ("transformer", *PAST_CONTEXTS):
+            kinds = ", ".join(repr(kind) for kind in PAST_CONTEXTS)
+            raise UserError(f"the encoder's context is {self.context!r}, but must be 'transformer' or one of {kinds}")
+        if self.causal and (self.position_layers or self.relative_buckets):
+            raise UserError("a causal encoder has one positional convolution; unset position_layers, relative_buckets")
         for name in ("num_heads", "position_groups"):
             divisor = getattr(self, name)
             if self.hidden_size % divisor:
@@ -92,18 +118,44 @@ class EncoderConfig:
         return cls(**values)
 
     def to_dict(self) -> dict:
-        """Plain data that `from_dict` takes."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Plain data that `from_dict` takes.
+
+        What came later is left out where it changes nothing, so that runs begun before can go on.
+        """
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
     @property
     def receptive_field(self) -> int:
         """Samples of the shortest clip that gives a frame."""
         return receptive_field(self.conv_kernels, self.conv_strides)
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames for a clip of `num_samples` samples."""
+        return num_frames(num_samples, self.conv_kernels, self.conv_strides)
+
     @property
     def hop(self) -> int:
         """Samples from one frame to the next."""
         return hop(self.conv_strides)
+
+
+def _check_value(name: str, value: object, kind: str) -> None:
+    """UserError unless a value is of its kind and of a size that a network can have: configs come from outside."""
+
+    def is_whole(number: object, limit: int = MAX_SIZE, least: int = 1) -> bool:
+        return type(number) is int and least <= number <= limit
+
+    sizes = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_LAYERS and all(map(is_whole, value))
+    allowed = {
+        "int": is_whole(value, MAX_LAYERS, least=0) if "layers" in name else is_whole(value),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "float": type(value) in (int, float) and 0 <= value < 1,
+        "tuple[int, ...]": sizes,
+    }
+    if not (allowed[kind.removesuffix(" | None")] or (value is None and kind.endswith(" | None"))):
+        raise UserError(f"the encoder's {name} is {str(value)[:80]}, which no encoder has ({kind} is wanted)")
 
 
 class Encoder(nn.Module):
@@ -115,39 +167,23 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.feature_encoder = FeatureEncoder(
-            channels=config.conv_channels,
-            kernels=config.conv_kernels,
-            strides=config.conv_strides,
-            norm=config.conv_norm,
-            bias=config.conv_bias,
-            averaging=config.conv_init == "average",
-        )
+        self.feature_encoder = _feature_encoder(config)
         channels = config.conv_channels[-1]
         self.feature_norm = nn.LayerNorm(channels, eps=config.norm_eps) if config.feature_norm else nn.Identity()
         self.projection = nn.Linear(config.conv_channels[-1], config.hidden_size)
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size).uniform_())
-        self.context = ContextNetwork(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            feed_forward_size=config.feed_forward_size,
-            position_kernel=config.position_kernel,
-            position_groups=config.position_groups,
-            pre_norm=config.pre_norm,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            activation_dropout=config.activation_dropout,
-            layer_drop=config.layer_drop,
-            norm_eps=config.norm_eps,
-            position_layers=config.position_layers,
-            relative_buckets=config.relative_buckets,
-            relative_distance=config.relative_distance,
-        )
+        self.context = _context(config)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
         """Waveforms [B, N] with lengths [B] in samples -> the feature encoder's frames [P, C_conv], frames a clip."""
         return self.feature_encoder(waveforms, lengths)
+
+    def project(self, normed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features after `feature_norm` [P, C_conv] -> the context network's input [P, C], hidden where `mask` [P]."""
+        x = self.projection(normed)
+        if self.config.projection_dropout:
+            x = dropout(x, self.config.projection_dropout, self.training)
+        return x if mask is None else torch.where(mask[:, None], self.mask_vector.to(x.dtype), x)
 
     def contextualize(
         self,
@@ -155,18 +191,22 @@ class Encoder(nn.Module):
         frame_lengths: list[int],
         *,
         mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        context: nn.Module | None = None,
     ) -> EncoderOutput:
-        """Features after `feature_norm` [P, C_conv] -> EncoderOutput; frames where `mask` [P] is true are hidden."""
+        """Features after `feature_norm` [P, C_conv] -> EncoderOutput.
+
+        Frames where `mask` [P] is true are hidden by the mask vector, values where `channel_mask` [P, C] is true by 0.
+        `context` takes the place of the context network, as a teacher does.
+        """
         # A clip of zeros at the end, dropped again, rounds the rows up; as any clip it does not touch the others.
         rows, filler = len(normed), missing(len(normed), ROWS)
         lengths = [*frame_lengths, filler] if filler else frame_lengths
-        x = self.projection(F.pad(normed, (0, 0, 0, filler)))
-        if self.config.projection_dropout:
-            x = F.dropout(x, self.config.projection_dropout, self.training)
-        if mask is not None:
-            x = torch.where(F.pad(mask, (0, filler))[:, None], self.mask_vector.to(x.dtype), x)
-        states = self.context(x, lengths, generator=generator)
+        x = self.project(F.pad(normed, (0, 0, 0, filler)), None if mask is None else F.pad(mask, (0, filler)))
+        if channel_mask is not None:
+            x = x.masked_fill(F.pad(channel_mask, (0, 0, 0, filler)), 0.0)
+        states = (context or self.context)(x, lengths, generator=generator)
         return EncoderOutput([state[:rows] for state in states], frame_lengths)
 
     def forward(
@@ -180,3 +220,40 @@ class Encoder(nn.Module):
         """Waveforms float32 [B, N] and lengths int64 [B] in samples -> EncoderOutput."""
         features, frame_lengths = self.features(waveforms, lengths)
         return self.contextualize(self.feature_norm(features), frame_lengths, mask=mask, generator=generator)
+
+
+def _feature_encoder(config: EncoderConfig) -> FeatureEncoder | FbankEncoder:
+    shape = {
+        "channels": config.conv_channels,
+        "kernels": config.conv_kernels,
+        "strides": config.conv_strides,
+        "norm": config.conv_norm,
+        "bias": config.conv_bias,
+    }
+    if config.feature_encoder == "fbank":
+        return FbankEncoder(**shape)
+    return FeatureEncoder(**shape, init=config.conv_init)
+
+
+def _context(config: EncoderConfig) -> nn.Module:
+    if config.context in PAST_CONTEXTS:
+        kind = PAST_CONTEXTS[config.context]
+        return kind(hidden_size=config.hidden_size, num_layers=config.num_layers, dropout=config.dropout)
+    return ContextNetwork(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        feed_forward_size=config.feed_forward_size,
+        position_kernel=config.position_kernel,
+        position_groups=config.position_groups,
+        pre_norm=config.pre_norm,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        activation_dropout=config.activation_dropout,
+        layer_drop=config.layer_drop,
+        norm_eps=config.norm_eps,
+        position_layers=config.position_layers,
+        relative_buckets=config.relative_buckets,
+        relative_distance=config.relative_distance,
+        causal=config.causal,
+    )

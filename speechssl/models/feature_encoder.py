@@ -7,6 +7,7 @@ recompile on a GPU) and with little waste. Layout is channels last: [windows, po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import UserError
+from speechssl.models.convolution import convolve_gelu
 from speechssl.models.lengths import hop, num_frames, receptive_field
 
 # Frames that a window gives: half a second. The last window of a clip is half used on average.
@@ -23,7 +25,8 @@ TILE = 16
 
 
 class ConvLayer(nn.Module):
-    """One convolution, its norm (`group`: each channel over a clip's time; `layer`: each frame; None) and GELU."""
+    """GELU of the layer before, a convolution and its norm (`group`: each channel over a clip's time; `layer`: each
+    frame; None)."""
 
     def __init__(
         self,
@@ -34,14 +37,16 @@ class ConvLayer(nn.Module):
         *,
         norm: str | None,
         bias: bool,
-        averaging: bool,
+        init: str,
     ):
         super().__init__()
         self.kernel, self.stride, self.norm_kind = kernel, stride, norm
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel))
         nn.init.kaiming_normal_(self.weight)
-        if averaging and in_channels > 1:
+        if init != "kaiming" and in_channels > 1:
             _average(self.weight)
+        elif init == "gabor":
+            _gabor(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if norm == "group":
             self.norm = nn.GroupNorm(out_channels, out_channels)
@@ -49,14 +54,12 @@ class ConvLayer(nn.Module):
             self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[windows, positions, C_in] -> [windows, positions / stride, C_out]."""
-        x = x.transpose(1, 2).unsqueeze(2)  # channels-last memory, as conv2d wants it
-        y = F.conv2d(x, self.weight.unsqueeze(2), self.bias, stride=(1, self.stride))
-        return self.activate(y.squeeze(2).transpose(1, 2))
+        """[windows, positions, C_in] -> [windows, positions / stride, C_out], both before GELU."""
+        return self.normed(convolve_gelu(x, self.weight, self.bias, self.stride))
 
-    def activate(self, y: Tensor) -> Tensor:
-        """Norm over channels, if this layer has one, and GELU."""
-        return F.gelu(self.norm(y) if self.norm_kind == "layer" else y)
+    def normed(self, y: Tensor) -> Tensor:
+        """Norm over channels, if this layer has one."""
+        return self.norm(y) if self.norm_kind == "layer" else y
 
 
 @torch.no_grad()
@@ -71,6 +74,29 @@ def _average(weight: Tensor) -> None:
     weight[outputs, outputs % weight.shape[1]] += 1 / weight.shape[2]
 
 
+@torch.no_grad()
+def _gabor(weight: Tensor) -> None:
+    """Begin as Gabor filters, evenly spaced in mel, each band in two phases; weight [C_out, 1, kernel] at 16 kHz.
+
+    With the group norm, GELU and means that follow, an untrained stack is a rectified filter bank whose bands are
+    normed over the clip (LEAF begins its filters so: Zeghidour et al. 2021, section 3.1).
+    """
+    kernel, bands = weight.shape[-1], -(-len(weight) // 2)
+    mels = torch.linspace(_mel(60.0), _mel(7600.0), bands + 2)
+    edges = 700 * torch.expm1(mels / 1127) / 16000  # cycles a sample
+    bandwidth = (edges[2:] - edges[:-2]) / 2
+    deviation = (0.4 / bandwidth).clamp(max=kernel / 5)[:, None]  # of the envelope in samples; it fits into the kernel
+    time = torch.arange(kernel) - (kernel - 1) / 2
+    envelope = torch.exp(-0.5 * (time / deviation) ** 2) / deviation
+    angle = 2 * math.pi * edges[1:-1, None] * time
+    phases = torch.stack((envelope * angle.cos(), envelope * angle.sin()), 1)
+    weight.copy_(phases.flatten(0, 1)[: len(weight), None])
+
+
+def _mel(hertz: float) -> float:
+    return 1127 * math.log1p(hertz / 700)
+
+
 class FeatureEncoder(nn.Module):
     """Stack of convolutions. `norm="group"` norms the first layer only (BASE), `norm="layer"` each (LARGE)."""
 
@@ -82,7 +108,7 @@ class FeatureEncoder(nn.Module):
         strides: Sequence[int],
         norm: str,
         bias: bool,
-        averaging: bool,
+        init: str,
     ):
         super().__init__()
         self.kernels, self.strides = tuple(kernels), tuple(strides)
@@ -95,7 +121,7 @@ class FeatureEncoder(nn.Module):
                 strides[i],
                 norm=norm if norm == "layer" or i == 0 else None,
                 bias=bias,
-                averaging=averaging,
+                init=init,
             )
             for i in range(len(channels))
         )
@@ -110,14 +136,9 @@ class FeatureEncoder(nn.Module):
         A clip shorter than the receptive field is a UserError.
         """
         num_samples = lengths.tolist()
-        frame_lengths = [self.num_frames(n) for n in num_samples]
         field = receptive_field(self.kernels, self.strides)
-        if 0 in frame_lengths:
-            clip = frame_lengths.index(0)
-            raise UserError(
-                f"clip {clip} of the batch has {num_samples[clip]} samples, but the encoder needs at least {field}; "
-                "leave it out or lengthen it"
-            )
+        require_length(num_samples, field)
+        frame_lengths = [self.num_frames(n) for n in num_samples]
         clips = [waveform[:n] for waveform, n in zip(waveforms, num_samples, strict=True)]
         windows, owners = _cut(clips, frame_lengths, field=field, hop=hop(self.strides))
         weight, bias = self._first_weights(clips)
@@ -128,15 +149,15 @@ class FeatureEncoder(nn.Module):
             x = self._first_layer(tile, weight[index], bias[index])
             for layer in self.layers[1:]:
                 x = layer(x)
-            outputs.append(x)
+            outputs.append(F.gelu(x))
         frames = torch.cat(outputs).flatten(0, 1)
         return _pack(frames, frame_lengths), frame_lengths
 
     def _first_layer(self, windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The layer on raw samples: windows [n, S] with weights [n, kernel, C] and biases [n, 1, C]."""
+        """The layer on raw samples, before GELU: windows [n, S] with weights [n, kernel, C] and biases [n, 1, C]."""
         first = self.layers[0]
         patches = windows.unfold(1, first.kernel, first.stride)
-        return first.activate(torch.baddbmm(bias, patches, weight))
+        return first.normed(torch.baddbmm(bias, patches, weight))
 
     def _first_weights(self, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Weights [B or 1, kernel, C] and biases [B or 1, 1, C] of the first layer.
@@ -156,6 +177,16 @@ class FeatureEncoder(nn.Module):
         variance = ((covariance @ weight.T) * weight.T).sum(1)  # [B, C]
         scale = first.norm.weight * (variance.clamp_min(0.0) + first.norm.eps).rsqrt()
         return weight.T * scale[:, None], (first.norm.bias - mean * scale)[:, None]
+
+
+def require_length(num_samples: list[int], field: int) -> None:
+    """A clip shorter than the receptive field is a UserError that names it."""
+    for clip, length in enumerate(num_samples):
+        if length < field:
+            raise UserError(
+                f"clip {clip} of the batch has {length} samples, but the encoder needs at least {field}; "
+                "leave it out or lengthen it"
+            )
 
 
 def _patch_statistics(clip: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:

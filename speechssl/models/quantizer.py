@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.types import at_least_fp32
+
 
 @dataclass
 class Quantized:
@@ -41,7 +43,7 @@ class GumbelQuantizer(nn.Module):
 
     def forward(self, x: Tensor, *, temperature: float, noise: Tensor | None) -> Quantized:
         """Frames [M, C] -> Quantized. `noise` is Gumbel noise [M, G, V]; None chooses the likeliest codeword."""
-        logits = self.projection(x).float().view(-1, self.num_groups, self.num_codewords)
+        logits = at_least_fp32(self.projection(x)).view(-1, self.num_groups, self.num_codewords)
         probabilities = logits.softmax(-1)
         noisy = logits if noise is None else (logits + noise) / temperature
         codes = noisy.argmax(-1)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import missing
-from speechssl.models.masking import sample_distractors, span_mask
+from speechssl.models.masking import sample_distractors
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
+from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, spread
 from speechssl.rng import generator as make_generator
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.training.distributed import mean_over_ranks
+from speechssl.types import Batch, LossOutput, Term, at_least_fp32
 
 # Rows of the projections at masked frames, and of a clip's similarities, are rounded up to multiples of these.
 ROWS, GRAIN = 64, 16
@@ -42,7 +44,7 @@ class Draw:
     noise: Tensor | None
 
 
-class Wav2Vec2Objective(nn.Module):
+class Wav2Vec2Objective(PretrainingObjective):
     """Contrastive loss with the diversity loss and the feature penalty."""
 
     def __init__(
@@ -100,16 +102,14 @@ class Wav2Vec2Objective(nn.Module):
 
     def begin_step(self, step: int, max_steps: int) -> None:
         """Anneal the quantizer's temperature; a function of the step alone, so that a resumed run continues."""
+        super().begin_step(step, max_steps)
         decay = self.gumbel_decay
         if decay is None:
             decay = (self.gumbel_end / self.gumbel_start) ** (1 / max(0.7 * max_steps, 1))
         self.gumbel_temperature = max(self.gumbel_start * decay**step, self.gumbel_end)
 
     def _masks(self, batch: Batch, frame_lengths: list[int]) -> list[Tensor]:
-        return [
-            span_mask(frames, generator=make_generator(seed, "mask"), **self.mask_options)
-            for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
-        ]
+        return draw_masks(batch, frame_lengths, self.mask_options)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return, from lengths and seeds alone."""
@@ -143,11 +143,8 @@ class Wav2Vec2Objective(nn.Module):
         draw: Draw | None = None,
     ) -> LossOutput:
         """Loss of a batch; `draw` replaces the random choices that the clips' seeds would give."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_gradient_scale != 0.0):
-            features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
-        if self.feature_gradient_scale != 1.0 and features.requires_grad:
-            features = _ScaleGradient.apply(features, self.feature_gradient_scale)
-        penalty = features.float().pow(2).mean(-1).sum()
+        features, frame_lengths = encoder_features(encoder, batch, self.feature_gradient_scale)
+        penalty = at_least_fp32(features).pow(2).mean(-1).sum()
         normed = encoder.feature_norm(features)
 
         draw = draw or self.draw(batch, frame_lengths)
@@ -167,8 +164,17 @@ class Wav2Vec2Objective(nn.Module):
         contrastive = self._contrastive(contexts, targets, quantized.codes, draw)
         count = self._counts(masked, sum(frame_lengths))
         size = self.quantizer.num_groups * self.quantizer.num_codewords
-        mean_probabilities = quantized.probabilities.mean(0) if masked else quantized.probabilities.sum(0)
+        # Over the clips of all ranks, as of one large batch.
+        mean_probabilities = mean_over_ranks(quantized.probabilities.sum(0), masked)
         diversity = (size - perplexity(mean_probabilities)) / size
+        code_perplexity = _code_perplexity(quantized)
+        metrics = {}
+        if self.watching and masked:
+            metrics = spread(output.packed[-1]) | spread(targets, "target_variance")
+            metrics |= {
+                "code_usage": (code_perplexity / size, 1),
+                "energy_gap": (contrastive.gap, count["contrastive"]),
+            }
         return LossOutput(
             terms={
                 "contrastive": Term(contrastive.loss, count["contrastive"]),
@@ -178,33 +184,48 @@ class Wav2Vec2Objective(nn.Module):
             metrics={
                 "accuracy": (contrastive.correct, count["contrastive"]),
                 "chance": (contrastive.chance, count["contrastive"]),
-                "code_perplexity": (_code_perplexity(quantized), 1),
+                "code_perplexity": (code_perplexity, 1),
                 "gumbel_temperature": (self.gumbel_temperature, 1),
+                **metrics,
             },
         )
 
     def _contrastive(self, contexts: Tensor, targets: Tensor, codes: Tensor, draw: Draw) -> _Contrastive:
         """Equation 3, summed over the masked frames [sum of M, D] of all clips, in fp32."""
-        contexts = F.normalize(contexts.float(), dim=-1, eps=1e-8)
-        targets = F.normalize(targets.float(), dim=-1, eps=1e-8)
-        total = _Contrastive(*(contexts.new_zeros(()) for _ in range(3)))
+        contexts = F.normalize(at_least_fp32(contexts), dim=-1, eps=1e-8)
+        targets = F.normalize(at_least_fp32(targets), dim=-1, eps=1e-8)
+        total = _Contrastive(*(contexts.new_zeros(()) for _ in range(4)))
+        # Of no frames at all still a function of the weights: FSDP2 waits for every rank to go back through a layer.
+        total.loss = contexts[:0].sum() + targets[:0].sum()
         start = 0
         for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
             part = slice(start, start + masked)
             similarity = _products(contexts[part], targets[part]) / self.temperature
             same = (codes[part, None] == codes[None, part]).all(-1)
-            total.add(similarity, _log_counts(distractors.to(similarity.device), same), same)
+            log_counts = _log_counts(distractors.to(similarity.device), same)
+            total.add(similarity, log_counts, same)
+            if self.watching:
+                total.watch(similarity.detach() * self.temperature, log_counts)
             start += masked
         return total
 
 
 @dataclass
 class _Contrastive:
-    """Sums over masked frames: loss (nats), right answers, and the share of right ones that guessing would give."""
+    """Sums over masked frames: loss (nats), right answers, the share of right ones that guessing would give, and how
+    much larger the cosine with the true target is than the mean one with the distractors."""
 
     loss: Tensor
     correct: Tensor
     chance: Tensor
+    gap: Tensor
+
+    def watch(self, cosines: Tensor, log_counts: Tensor) -> None:
+        """Add a clip's energy gap: cosines [M, M]. A frame without a distractor, all codes being alike, has none."""
+        drawn = log_counts.exp().fill_diagonal_(0.0)
+        others = drawn.sum(1)
+        mean = (cosines * drawn).sum(1) / others.clamp_min(1.0)
+        self.gap = self.gap + ((cosines.diagonal() - mean) * (others > 0)).sum()
 
     def add(self, similarity: Tensor, log_counts: Tensor, same: Tensor) -> None:
         """Add a clip: similarities [M, M] of its contexts to its targets, the true one on the diagonal.
@@ -242,21 +263,8 @@ def _log_counts(distractors: Tensor, same: Tensor) -> Tensor:
 
 
 def _code_perplexity(quantized: Quantized) -> Tensor:
-    """Perplexity of the hard choices within the batch, summed over groups."""
+    """Perplexity of the hard choices within the batch of all ranks, summed over groups."""
     with torch.no_grad():
         used = torch.zeros_like(quantized.probabilities[:1].sum(0))
         used.scatter_add_(1, quantized.codes.T, torch.ones_like(quantized.codes.T, dtype=used.dtype))
-        return perplexity(used / max(len(quantized.codes), 1))
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is scaled."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.scale, None
+        return perplexity(mean_over_ranks(used, len(quantized.codes)))

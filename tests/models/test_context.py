@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from speechssl.errors import UserError
 from speechssl.models.context import ContextNetwork, PositionalConvolution, SelfAttention
 
 LENGTHS = [40, 33, 33, 1, 64, 7]  # equal neighbours, multiples of the grain and not, a single frame
@@ -100,3 +101,25 @@ def test_layer_drop_is_for_training_alone():
     ours = network(layer_drop=0.9)
     assert not any(dropped_layers(ours.eval(), 0))
     assert not any(dropped_layers(network(layer_drop=0.0).train(), 0))
+
+
+def test_the_last_layers_begin_anew():
+    ours = network(pre_norm=True)
+    before = {name: value.clone() for name, value in ours.named_parameters()}
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(1.0)
+    torch.manual_seed(1)
+    ours.reset_last_layers(1)
+    last = len(ours.layers) - 1
+    for name, value in ours.named_parameters():
+        if name.startswith((f"layers.{last}.", "norm.")):
+            if name.endswith("bias") or "norm" in name:
+                torch.testing.assert_close(value, before[name])  # zeros and ones again
+            else:
+                assert abs(value.mean().item()) < 0.01
+                assert value.std().item() == pytest.approx(0.02, rel=0.2)
+        else:
+            torch.testing.assert_close(value, before[name] + 1.0)
+    with pytest.raises(UserError, match="reset_layers is 9, but the encoder has"):
+        ours.reset_last_layers(9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,3 +128,19 @@ def test_averaging_filters_begin_near_the_mean_of_one_channel(small_config):
         own = means.diagonal()
         assert own.mean().item() == pytest.approx(1 / layer.kernel, rel=0.1)
         assert (means.sum() - own.sum()).item() / (64 * 63) == pytest.approx(0, abs=0.01)
+
+
+def test_gabor_filters_pass_their_band(small_config):
+    """The n-th of 64 bands between 60 and 7600 Hz, evenly spaced in mel, answers most to its own centre."""
+    config = small_config(
+        conv_channels=(128, 128), conv_kernels=(320, 3), conv_strides=(40, 2), conv_init="gabor", hidden_size=16
+    )
+    filters = Encoder(config).feature_encoder.layers[0].weight.detach().squeeze(1)  # [128, 320]
+    response = torch.fft.rfft(filters, 16_000).abs()  # bins of 1 Hz
+    mel = [2595 * math.log10(1 + hertz / 700) for hertz in (60, 7600)]
+    for band in range(20, 64):  # below, a band is narrower than a kernel of 20 ms can be
+        centre = 700 * (10 ** ((mel[0] + (band + 1) / 65 * (mel[1] - mel[0])) / 2595) - 1)
+        for phase in (0, 1):
+            assert response[2 * band + phase].argmax().item() == pytest.approx(centre, rel=0.02)
+    cosine, sine = filters[::2], filters[1::2]
+    assert (cosine * sine).sum(1).abs().max().item() < 1e-4 * cosine.square().sum(1).min().item()

@@ -1,0 +1,179 @@
+"""What the objectives share: when health is measured, masks, the masked encoder, and figures that show a collapse.
+
+The figures have one name in every objective, so that runs can be compared and watched alike:
+
+- `output_variance`: how far the last hidden states differ from frame to frame; 1 where they point everywhere, 0 where
+  all point one way.
+- `effective_rank`: how many directions they use.
+- `code_usage`: share of the codes, clusters or labels that the batch would need if each were as likely.
+- `energy_gap`: by how much pairs that belong together score better than pairs that do not; 0 after a collapse.
+- `target_variance`: as `output_variance`, of targets that are vectors and could collapse too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.models.encoder import Encoder
+from speechssl.models.lengths import missing
+from speechssl.models.masking import span_mask
+from speechssl.rng import generator as make_generator
+from speechssl.training.distributed import ranks, sum_over_ranks
+from speechssl.types import Batch, EncoderOutput
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from speechssl.manifest import Manifest
+
+# Health is measured at the first step and at every so many, and in validation.
+WATCH_EVERY = 10
+# Frames that the covariance of a batch is taken from, at most.
+SAMPLE = 1024
+# Rows of products at chosen frames are rounded up to a multiple of this.
+ROWS = 64
+
+Metrics = dict[str, tuple[float | Tensor, float]]
+
+
+class PretrainingObjective(nn.Module):
+    """A self-supervised objective: what the commands and the trainer ask of it besides `counts` and `forward`."""
+
+    watching = True
+    # What the encoder has to be for this objective, whatever the model's yaml says: keys of EncoderConfig.
+    encoder_needs: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def complete(cls, values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+        """The constructor's keyword arguments, where they follow from more than the objective's own yaml."""
+        return values
+
+    def prepare(self, config: DictConfig, manifests: Sequence[Manifest | None]) -> None:
+        """Whatever has to be made from the data before training; `config` is that of `pretrain`."""
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Called before each training step (from 1) and before a validation."""
+        self.watching = not self.training or step == 1 or step % WATCH_EVERY == 0
+
+
+def draw_masks(batch: Batch, frame_lengths: list[int], options: dict) -> list[Tensor]:
+    """bool [T] of each clip: which frames are hidden, from the clip's seed; `options` are those of `span_mask`."""
+    return [
+        span_mask(frames, generator=make_generator(seed, "mask"), **options)
+        for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
+    ]
+
+
+def encoder_features(encoder: Encoder, batch: Batch, gradient_scale: float) -> tuple[Tensor, list[int]]:
+    """The feature encoder's frames [P, C_conv] and frames a clip; its gradient is scaled, or never computed at 0."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_scale != 0.0):
+        features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
+    if gradient_scale != 1.0 and features.requires_grad:
+        features = _ScaleGradient.apply(features, gradient_scale)
+    return features, frame_lengths
+
+
+def encode_masked(
+    encoder: Encoder,
+    batch: Batch,
+    options: dict,
+    *,
+    gradient_scale: float,
+    generator: torch.Generator | None,
+) -> tuple[EncoderOutput, Tensor]:
+    """The encoder's output with frames hidden, and which were: bool [P]."""
+    features, frame_lengths = encoder_features(encoder, batch, gradient_scale)
+    mask = torch.cat(draw_masks(batch, frame_lengths, options)).to(features.device)
+    normed = encoder.feature_norm(features)
+    return encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator), mask
+
+
+def pad_rows(indexes: Tensor) -> Tensor:
+    """int64 [M] -> the same and some more, so that products over chosen rows come in few shapes."""
+    return F.pad(indexes, (0, missing(len(indexes), ROWS)))
+
+
+def pool(output: EncoderOutput) -> Tensor:
+    """[B, C]: the mean of each clip's last frames."""
+    return torch.stack([clip.mean(0) for clip in output.packed[-1].split(output.frame_lengths)])
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """[M, D] of each rank -> all ranks' rows with gradient, and where this rank's begin."""
+    world = ranks()
+    if world is None:
+        return x, 0
+    rank, size = world
+    sizes = sum_over_ranks(F.one_hot(torch.tensor(rank, device=x.device), size) * len(x)).tolist()
+    start = sum(sizes[:rank])
+    # Each rank's rows among zeros: their sum is all rows, and its gradient reaches them.
+    return sum_over_ranks(F.pad(x, (0, 0, start, sum(sizes) - start - len(x)))), start
+
+
+@torch.no_grad()
+def view_gap(first: Tensor, second: Tensor) -> Metrics:
+    """Two views of B clips [B, D] -> mean cosine of the views of one clip less that of views of two clips."""
+    if len(first) < 2:
+        return {"energy_gap": (0.0, len(first))}
+    own = F.cosine_similarity(first.float(), second.float(), dim=-1)
+    other = F.cosine_similarity(first.float(), second.float().roll(1, 0), dim=-1)
+    return {"energy_gap": ((own - other).sum(), len(own))}
+
+
+@torch.no_grad()
+def spread(frames: Tensor, name: str = "output_variance") -> Metrics:
+    """Frames [P, C] of a batch -> variance and, for outputs, effective rank.
+
+    The variance is that of the directions, summed over channels, as a share of what it can be: 1 - |mean direction|^2.
+    The rank is exp(entropy) of the covariance's eigenvalues (Roy and Vetterli 2007).
+    """
+    if len(frames) < 2:
+        return {}
+    frames = frames[:: max(len(frames) // SAMPLE, 1)].float().nan_to_num()  # a step that is skipped ends nothing
+    directions = F.normalize(frames, dim=-1)
+    metrics = {name: (1 - directions.mean(0).square().sum(), 1)}
+    if name == "output_variance":
+        centred = frames - frames.mean(0)
+        values = torch.linalg.eigvalsh(centred.T @ centred / len(frames)).clamp_min(0)
+        share = values / values.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        metrics["effective_rank"] = (torch.special.entr(share).sum().exp(), 1)
+    return metrics
+
+
+@torch.no_grad()
+def usage(codes: Tensor, num_codes: int) -> Metrics:
+    """int64 [M] -> perplexity of the codes of a batch as a share of how many there are."""
+    if not len(codes):
+        return {}
+    share = torch.bincount(codes, minlength=num_codes).float() / len(codes)
+    return {"code_usage": (torch.special.entr(share).sum().exp() / num_codes, 1)}
+
+
+@torch.no_grad()
+def vector_gap(predictions: Tensor, targets: Tensor) -> Metrics:
+    """Two [M, D] -> mean cosine of a prediction with its own target less that with another's, half a batch away."""
+    if len(predictions) < 2:
+        return {}
+    # Centred: a part that all targets share tells nothing apart.
+    predictions, targets = (x.float() - x.float().mean(0) for x in (predictions, targets))
+    own = F.cosine_similarity(predictions, targets, dim=-1)
+    other = F.cosine_similarity(predictions, targets.roll(len(targets) // 2, 0), dim=-1)
+    return {"energy_gap": ((own - other).sum(), len(own))}
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None

@@ -1,0 +1,70 @@
+"""SimCLR for speech: two crops of a clip belong together, all other clips' crops do not (COLA, Saeed et al. 2021).
+
+The loss is NT-Xent (Chen et al. 2020, equation 1) over the whole batch, of all ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.models.views import two_views
+from speechssl.objectives.common import PretrainingObjective, gather_rows, pool, spread, view_gap
+from speechssl.types import Batch, LossOutput, Term
+
+
+class SimCLRObjective(PretrainingObjective):
+    """Cross-entropy of a crop's other half among all crops of the batch."""
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        *,
+        sample_rate: int,
+        crop_s: float,
+        noise_snr_db: tuple[float, float],
+        final_size: int,
+        temperature: float,
+    ):
+        """Args:
+        sample_rate: of the audio, samples a second.
+        crop_s: seconds of a crop; a shorter clip is taken whole.
+        noise_snr_db: range of signal to noise of each crop.
+        final_size: of the projection, where cosines are taken.
+        temperature: what cosines are divided by.
+        """
+        super().__init__()
+        self.crop_length = max(round(crop_s * sample_rate), encoder.receptive_field)
+        self.noise_snr_db, self.temperature = tuple(noise_snr_db), temperature
+        size = encoder.hidden_size
+        self.projector = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, final_size))
+
+    def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
+        """The count of each term that `forward` will return: two crops a clip."""
+        return {"contrastive": 2 * len(frame_lengths)}
+
+    def loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections of the first and the second crops [B, D] -> summed loss, and how many find their other half."""
+        ours = F.normalize(torch.cat([first, second]).float(), dim=-1)
+        every, start = gather_rows(ours)
+        logits = ours @ every.T / self.temperature
+        rows = torch.arange(len(ours), device=ours.device)
+        logits[rows, start + rows] = -torch.inf
+        other = start + (rows + len(first)) % len(ours)
+        loss = F.cross_entropy(logits, other, reduction="sum")
+        return loss, (logits.argmax(1) == other).sum()
+
+    def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
+        """Loss of a batch in nats, summed over crops."""
+        views = two_views(batch, self.crop_length, self.noise_snr_db)
+        output = encoder(views.waveforms, views.lengths, generator=generator)
+        first, second = self.projector(pool(output)).chunk(2)
+        loss, right = self.loss(first, second)
+        count = 2 * len(first)
+        metrics = {"accuracy": (right, count), "chance": (count / max(count - 1, 1), count)}
+        if self.watching:
+            metrics |= spread(output.packed[-1]) | spread(torch.cat([first, second]), "target_variance")
+            metrics |= view_gap(first, second)
+        return LossOutput({"contrastive": Term(loss, count)}, metrics)
