@@ -1,40 +1,35 @@
 """Reads one clip: any rate, channel count and format of libsndfile -> mono float32 at the model's rate.
 
-libsndfile (through soundfile) decodes WAV, FLAC, Ogg Vorbis, Opus, MP3 and AIFF without FFmpeg. It opens a
-cut-off file without complaint and calls it shorter; a cut-off recording under a whole transcript would spoil
-training unseen, so this is checked here: by what the header promises (WAV, AIFF), by the last page (Ogg), by
-reading (FLAC, MP3).
+libsndfile (through soundfile) decodes WAV, FLAC, Ogg Vorbis, Opus, MP3 and AIFF without FFmpeg.
 """
 
 from __future__ import annotations
 
-import os
-import re
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor, nn
 
-from speechssl.errors import UserError
+from speechssl.soundfiles import TOLERANCE_S, AudioError, Location, open_audio, truncated
 
 SAMPLE_RATE = 16_000
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif"})
 
-# A file, or a line of a manifest, may be off by this much: encoders pad, writers round.
-TOLERANCE_S = 0.05
-# What writers put as a size when they write to a pipe and cannot go back: it promises nothing.
-_UNKNOWN_SIZE = 0x7FFF_0000
-_PROMISED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_MEND = "copy it again or leave it out."
-_OGG_PAGE_MAX = 27 + 255 + 255 * 255
-
-
-class AudioError(UserError):
-    """An audio file that cannot be used; the message names it and says why."""
+# What says something about a voice: seconds at least, and more than the last bits of 16.
+VOICE_S, SILENCE = 0.08, 2**-13
+# A float file beyond this many times full scale holds integers, or nothing that a microphone heard.
+LOUDEST = 100.0
+_FLOATS = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
+# Channels whose mean keeps less than this share of their energy are the same sound in opposite phase.
+_CANCELLED = 1e-3
+# What is read at once, as a header may promise anything: 4 GiB.
+MAX_VALUES = 2**30
+# A rate that has less in common with the target needs a filter of more than this many taps times phases.
+_LARGEST_FILTER = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,13 @@ class AudioInfo:
         sample_rate: samples a second.
         num_channels: channels.
         num_samples: samples of one channel.
+        format: its container, as libsndfile calls it (WAV, FLAC, OGG, MP3).
     """
 
     sample_rate: int
     num_channels: int
     num_samples: int
+    format: str
 
     @property
     def duration_s(self) -> float:
@@ -58,27 +55,35 @@ class AudioInfo:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: Location,
     *,
     sample_rate: int = SAMPLE_RATE,
     offset_s: float = 0.0,
     duration_s: float | None = None,
+    byte_range: tuple[int, int] | None = None,
+    channel: int | None = None,
+    data: bytes | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """Reads a clip, and no more of the file than the clip.
 
     Args:
-        path: audio file.
+        path: audio file, or a URL as text.
         sample_rate: rate of the result, samples a second; sinc interpolation with a Hann window.
         offset_s: where the clip begins, seconds.
         duration_s: seconds to read; to the end of the file if None.
+        byte_range: (first, number) of the bytes of `path` that are the audio file; all of them if None.
+        channel: the channel to read, 0 is the first; the mean over all if None.
+        data: the bytes of the audio file, where they have been fetched already.
+        into: float32 [at least N]: memory for the result, used where the file is mono and at that rate.
 
     Returns:
-        float32 [N], the mean over channels, full scale at 1.
+        float32 [N], full scale at 1.
 
     Raises:
         AudioError: the file is missing, empty, broken or truncated, ends before the clip, or holds NaN.
     """
-    with _open(path) as file:
+    with open_audio(path, byte_range=byte_range, data=data) as file:
         start = round(offset_s * file.samplerate)
         left = file.frames - start
         wanted = left if duration_s is None else round(duration_s * file.samplerate)
@@ -88,28 +93,103 @@ def load(
                 f"{path}: no audio from {offset_s:.3f} s to {end}, the file lasts "
                 f"{file.frames / file.samplerate:.3f} s; correct the manifest's offset and duration."
             )
-        samples = _read(file, path, start=start, num_samples=min(left, wanted))
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples; export it again or leave it out.")
-    waveform = torch.from_numpy(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1))
-    return resample(waveform, source_rate=file.samplerate, target_rate=sample_rate)
+        if channel is not None and not 0 <= channel < file.channels:
+            raise AudioError(f"{path}: has {file.channels} channels, none of number {channel}; correct the manifest.")
+        number = min(left, wanted)
+        if channel is not None and not 0 <= channel < file.channels:
+            raise AudioError(f"{path}: has {file.channels} channels, none of number {channel}; correct the manifest.")
+        if into is not None and file.channels == 1 and file.samplerate == sample_rate and number <= len(into):
+            return into[: len(read_frames(file, path, start=start, num_samples=number, into=into[:number].numpy()))]
+        samples = read_frames(file, path, start=start, num_samples=number)
+        if channel is not None:
+            samples = np.ascontiguousarray(samples[:, channel : channel + 1])
+    return resample(torch.from_numpy(to_mono(samples)), source_rate=file.samplerate, target_rate=sample_rate)
 
 
-def info(path: str | os.PathLike[str]) -> AudioInfo:
+def info(path: Location, *, byte_range: tuple[int, int] | None = None) -> AudioInfo:
     """Rate, channels and length of a file, from its header and a look at its end; decodes nothing else.
 
     Raises:
         AudioError: the file is missing, empty, broken or truncated.
     """
-    with _open(path) as file:
+    with open_audio(path, byte_range=byte_range) as file:
         tail = min(file.frames, round(TOLERANCE_S * file.samplerate))
-        _read(file, path, start=file.frames - tail, num_samples=tail)
-        return AudioInfo(sample_rate=file.samplerate, num_channels=file.channels, num_samples=file.frames)
+        read_frames(file, path, start=file.frames - tail, num_samples=tail)
+        return AudioInfo(
+            sample_rate=file.samplerate,
+            num_channels=file.channels,
+            num_samples=file.frames,
+            format=file.format,
+        )
+
+
+def read_frames(
+    file: soundfile.SoundFile, path: Location, *, start: int, num_samples: int, into: np.ndarray | None = None
+) -> np.ndarray:
+    """float32 [num_samples, channels] of an open file; fewer by the tolerance at most.
+
+    Of a mono file they may be read into an array [num_samples], whose part that was filled is the result.
+
+    Raises:
+        AudioError: the file ends before, breaks off, or holds what is no sound.
+    """
+    if num_samples * file.channels > MAX_VALUES:
+        raise AudioError(
+            f"{path}: has {num_samples / file.samplerate / 3600:.1f} hours of {file.channels} channels, too many for "
+            "memory at once; cut it into shorter files, or give each clip's offset and duration."
+        )
+    try:
+        if start > 0:
+            file.seek(start)
+        samples = file.read(num_samples, dtype="float32", always_2d=into is None, out=into)
+    except soundfile.SoundFileError:
+        raise truncated(path) from None
+    if num_samples - len(samples) >= max(1, TOLERANCE_S * file.samplerate):
+        raise truncated(path)
+    if file.subtype in _FLOATS:
+        # The least and the greatest sample are NaN where one is.
+        peak = max(abs(samples.max(initial=0.0)), abs(samples.min(initial=0.0)))
+        if not np.isfinite(peak):
+            raise AudioError(f"{path}: holds NaN or infinite samples; export it again or leave it out.")
+        if peak > LOUDEST:
+            raise AudioError(f"{path}: has samples of {peak:.3g} where full scale is 1; export it again as 16-bit WAV.")
+    return samples
+
+
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """[N, channels] -> [N]: the mean over channels, or the first where they would cancel each other."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    mono = samples.mean(axis=1)
+    if np.square(mono).mean() < _CANCELLED * np.square(samples).mean():
+        return np.ascontiguousarray(samples[:, 0])
+    return mono
+
+
+def voiceless(waveform: Tensor, sample_rate: int) -> str | None:
+    """Why a clip [N] says nothing about a voice, in words, or None."""
+    if len(waveform) < VOICE_S * sample_rate:
+        return f"lasts {len(waveform) / sample_rate:.3f} s, and a voice takes at least {VOICE_S} s, better 3 s"
+    if waveform.amax() - waveform.amin() < SILENCE:
+        return "is silence, in which there is no voice"
+    return None
 
 
 def resample(waveform: Tensor, *, source_rate: int, target_rate: int) -> Tensor:
-    """Float [N] at another rate (samples a second): sinc interpolation with a Hann window."""
-    return waveform if source_rate == target_rate else _resampler(source_rate, target_rate)(waveform)
+    """Float [N] at another rate (samples a second): sinc interpolation with a Hann window.
+
+    Rates with hardly a common divisor, such as 44,101 and 16,000, go through librosa (soxr): the filter for each
+    of their phases would take gigabytes.
+    """
+    if source_rate == target_rate:
+        return waveform
+    divisor = math.gcd(source_rate, target_rate)
+    if (source_rate // divisor) * (target_rate // divisor) > _LARGEST_FILTER:
+        import librosa
+
+        resampled = librosa.resample(waveform.numpy(), orig_sr=source_rate, target_sr=target_rate, res_type="soxr_hq")
+        return torch.from_numpy(resampled)
+    return _resampler(source_rate, target_rate)(waveform)
 
 
 def normalize_waveform(waveform: Tensor) -> Tensor:
@@ -119,73 +199,6 @@ def normalize_waveform(waveform: Tensor) -> Tensor:
     """
     centred = waveform - waveform.mean()
     return centred / (centred.square().mean() + 1e-7).sqrt()
-
-
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise AudioError(f"{path}: no such audio file; correct the path ({error.strerror}).") from None
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder, not an audio file.")
-    if size == 0:
-        raise AudioError(f"{path}: is empty (0 bytes); {_MEND}")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which has no header
-        reason = getattr(error, "error_string", str(error)).rstrip(".")
-        raise AudioError(f"{path}: is broken or not audio ({reason}); {_MEND}") from None
-    if _is_cut(file, path):
-        file.close()
-        raise _truncated(path)
-    if file.frames == 0:
-        file.close()
-        raise AudioError(f"{path}: is empty (no samples); {_MEND}")
-    return file
-
-
-def _read(
-    file: soundfile.SoundFile, path: str | os.PathLike[str], *, start: int, num_samples: int
-) -> np.ndarray:
-    """float32 [num_samples, channels]; fewer by the tolerance at most."""
-    try:
-        if start > 0:
-            file.seek(start)
-        samples = file.read(num_samples, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError:
-        raise _truncated(path) from None
-    if num_samples - len(samples) >= max(1, TOLERANCE_S * file.samplerate):
-        raise _truncated(path)
-    return samples
-
-
-def _truncated(path: str | os.PathLike[str]) -> AudioError:
-    return AudioError(f"{path}: is truncated (less audio than its header promises); {_MEND}")
-
-
-def _is_cut(file: soundfile.SoundFile, path: Path) -> bool:
-    """Whether a file ends before its header or its last page says. FLAC and MP3 show it only when read."""
-    if file.format == "OGG":
-        return _last_page_is_cut(path)
-    sizes = _PROMISED_SIZE.search(file.extra_info)
-    if sizes is None:
-        return False
-    promised, present = map(int, sizes.groups())
-    missing_s = (promised - present) / max(present, 1) * file.frames / file.samplerate
-    return promised < _UNKNOWN_SIZE and (file.frames == 0 or missing_s > TOLERANCE_S)
-
-
-def _last_page_is_cut(path: Path) -> bool:
-    """Whether the last page of an Ogg file is incomplete (RFC 3533, section 6)."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _OGG_PAGE_MAX))
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < 27:
-        return True
-    num_segments = page[26]
-    return len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments])
 
 
 @lru_cache(maxsize=32)

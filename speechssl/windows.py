@@ -22,7 +22,10 @@ class Window:
     Attributes:
         start, end: its samples; to the recording's end if `end` is None.
         keep: its frames that count, numbered from its own first frame.
-        is_first, is_last: whether the recording's first or last frame is among them.
+        is_first, is_last: whether its stretch's first or last frame is among them; the whole recording is one stretch
+            where it is not cut at pauses.
+        first_frame: of the stretch within the recording.
+        ends_recording: whether no window of the recording follows.
     """
 
     start: int
@@ -30,6 +33,8 @@ class Window:
     keep: slice
     is_first: bool
     is_last: bool
+    first_frame: int = 0
+    ends_recording: bool = True
 
 
 WHOLE = Window(start=0, end=None, keep=slice(None), is_first=True, is_last=True)
@@ -76,6 +81,7 @@ class Windowing:
                     keep=slice(kept - first, None if is_last else stop - first),
                     is_first=kept == 0,
                     is_last=is_last,
+                    ends_recording=is_last,
                 )
             )
             kept = stop

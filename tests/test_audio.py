@@ -50,7 +50,9 @@ def test_every_format_gives_its_samples(tmp_path, name, options, tolerance):
     assert waveform.shape == (32_000,)
     # Away from the edges: lossy codecs smear the onset.
     np.testing.assert_allclose(waveform[2000:-2000], expected[2000:-2000], atol=tolerance)
-    assert audio.info(path) == audio.AudioInfo(sample_rate=RATE, num_channels=1, num_samples=32_000)
+    assert audio.info(path) == audio.AudioInfo(
+        sample_rate=RATE, num_channels=1, num_samples=32_000, format="OGG" if name == "a.opus" else name[2:].upper()
+    )
     assert audio.info(path).duration_s == 2.0
 
 
@@ -174,3 +176,12 @@ def test_normalize_waveform_against_transformers():
 
 def test_normalized_silence_is_silence():
     assert audio.normalize_waveform(torch.full((50,), 0.25)).abs().max() < 1e-3
+
+
+def test_more_samples_than_fit_into_memory_are_refused_unread(tmp_path, monkeypatch):
+    """A header may promise anything, and what is promised is set aside before it is read."""
+    soundfile.write(tmp_path / "a.wav", np.zeros((1600, 2)), 16_000)
+    monkeypatch.setattr(audio, "MAX_VALUES", 3199)
+    with pytest.raises(audio.AudioError, match=r"a\.wav: has 0\.0 hours of 2 channels, too many for memory at once"):
+        audio.load(tmp_path / "a.wav")
+    assert len(audio.load(tmp_path / "a.wav", duration_s=0.05)) == 800

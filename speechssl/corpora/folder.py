@@ -2,7 +2,8 @@
 
 NAME.txt beside NAME.wav, in UTF-8, is its transcript; a recording without one serves for pretraining. Where
 each speaker has a folder, `speaker_level` says which level of folders that is. Validation and test are
-chosen by a hash of the path below the root, so that a clip stays in its split when recordings are added.
+chosen by a hash of the path below the root, so that a clip stays in its split when recordings are added, and the
+segments of a recording stay together.
 
 Files that cannot be used (empty, broken, truncated, shorter than one frame) are left out and named in the
 log.
@@ -14,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speechssl.corpora import splits
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 
 def prepare(
     root: str | Path,
-    out: str | Path,
+    job: Preparation,
     *,
     valid_share: float = 0.05,
     test_share: float = 0.1,
@@ -29,7 +31,7 @@ def prepare(
 
     Args:
         root: folder of audio files.
-        out: folder for the manifests.
+        job: measures, and writes the manifests into its folder.
         valid_share: part of the clips for validation, 0 to 1; one at least, unless 0.
         test_share: part of the clips for the test, likewise.
         speaker_level: which folder below the root names the speaker, 1 for the first; 0 for none.
@@ -48,11 +50,13 @@ def prepare(
             f"corpus.valid_share={valid_share} and corpus.test_share={test_share} leave nothing to train on; "
             "neither may be below 0, and their sum must be below 1."
         )
-    rows, left_out = splits.measure(_rows(root, speaker_level=speaker_level))
+    rows = job.measure(_rows(root, speaker_level=speaker_level))
     if not rows:
-        raise UserError(f"{root}: has no usable audio file ({left_out} left out); set corpus.root to recordings.")
-    parts = splits.split(rows, shares={"test": test_share, "valid": valid_share})
-    return {**splits.write_splits(out, parts), "left_out": left_out}
+        raise UserError(
+            f"{root}: has no usable audio file ({job.num_left_out} left out); set corpus.root to recordings."
+        )
+    parts = splits.split(rows, shares={"test": test_share, "valid": valid_share}, key="recording")  # of segments
+    return job.write(parts)
 
 
 def _rows(root: Path, *, speaker_level: int) -> Iterator[splits.Row]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechssl.corpora import splits
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 SUBSETS = (
@@ -27,7 +28,7 @@ _EXPECTED = "train-clean-100, dev-clean or other subsets of LibriSpeech in it"
 
 def prepare(
     root: str | Path,
-    out: str | Path,
+    job: Preparation,
     *,
     train: Sequence[str] = ("train-clean-100",),
     valid: Sequence[str] = ("dev-clean",),
@@ -37,7 +38,7 @@ def prepare(
 
     Args:
         root: the folder LibriSpeech, or the one that it is in.
-        out: folder for the manifests.
+        job: measures, and writes the manifests into its folder.
         train: subsets that make train.jsonl.
         valid: subsets that make valid.jsonl; may be empty.
         test: subsets that make test.jsonl; may be empty.
@@ -49,18 +50,21 @@ def prepare(
         UserError: a subset is not there.
     """
     folder = splits.find_root(root, holds=SUBSETS, inside=("LibriSpeech",), expected=_EXPECTED)
-    parts, left_out = {}, 0
-    for name, subsets in {"train": train, "valid": valid, "test": test}.items():
+    chosen = {"train": train, "valid": valid, "test": test}
+    for name, subsets in chosen.items():
         for subset in subsets:
             if not (folder / subset).is_dir():
                 here = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
                 raise UserError(f"{folder}: has no subset {subset}; set corpus.{name} to some of [{here}] or to [].")
-        parts[name], dropped = splits.measure(row for subset in subsets for row in _rows(folder / subset))
-        left_out += dropped
-    return {**splits.write_splits(out, parts), "left_out": left_out}
+    parts = {
+        name: job.measure(row for subset in subsets for row in rows_of(folder / subset))
+        for name, subsets in chosen.items()
+    }
+    return job.write(parts)
 
 
-def _rows(subset: Path) -> Iterator[splits.Row]:
+def rows_of(subset: Path) -> Iterator[splits.Row]:
+    """The clips of a subset, however deep, with the transcripts that lie beside them."""
     texts = dict(_transcripts(subset))
     for path in splits.audio_files(subset):
         yield {
@@ -74,6 +78,6 @@ def _rows(subset: Path) -> Iterator[splits.Row]:
 def _transcripts(subset: Path) -> Iterator[tuple[str, str]]:
     """(utterance, transcript) of every line `SPEAKER-CHAPTER-NUMBER TRANSCRIPT`."""
     for path in sorted(subset.rglob("*.trans.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for _, line in splits.read_lines(path):
             name, _, text = line.strip().partition(" ")
             yield name, text

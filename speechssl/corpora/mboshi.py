@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechssl.corpora import splits
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 VALID_SHARE = 100 / 4308
@@ -23,13 +24,13 @@ _EXPECTED = "train and dev in it, each with SPEAKER_NAME.wav (or .flac, .opus) b
 
 
 def prepare(
-    root: str | Path, out: str | Path, *, labels_minutes: Sequence[float] = (10, 60), seed: int = 0
+    root: str | Path, job: Preparation, *, labels_minutes: Sequence[float] = (10, 60), seed: int = 0
 ) -> dict[str, int]:
     """Writes out/{train,valid,test}.jsonl, and out/train_{N}min.jsonl for each N of `labels_minutes`.
 
     Args:
         root: folder with `train` and `dev`.
-        out: folder for the manifests.
+        job: measures, and writes the manifests into its folder.
         labels_minutes: minutes of transcribed speech of each smaller train manifest.
         seed: of the choice of their clips.
 
@@ -41,8 +42,8 @@ def prepare(
     """
     inside = ("mboshi", "full_corpus_newsplit", "mboshi-french-parallel-corpus/full_corpus_newsplit")
     folder = splits.find_root(root, holds=("train",), inside=inside, expected=_EXPECTED)
-    train, train_left_out = splits.measure(_rows(folder / "train"))
-    test, test_left_out = splits.measure(_rows(folder / "dev"))
+    train = job.measure(_rows(folder / "train"))
+    test = job.measure(_rows(folder / "dev"))
     if not train:
         raise UserError(f"{folder}/train: no usable recording there; corpus.root is the folder with {_EXPECTED}.")
     parts = splits.split(train, shares={"valid": VALID_SHARE}, key="text")
@@ -50,7 +51,7 @@ def prepare(
     for minutes in labels_minutes:
         few = splits.take_minutes(parts["train"], minutes=minutes, seed=seed)
         parts[f"train_{minutes:g}min"] = few
-    return {**splits.write_splits(out, parts), "left_out": train_left_out + test_left_out}
+    return job.write(parts)
 
 
 def _rows(folder: Path) -> Iterator[splits.Row]:

@@ -1,4 +1,4 @@
-"""What every corpus shares: finding files, measuring them, splits that anyone gets again, manifests.
+"""What corpora share: finding files and lines, and splits that anyone gets again.
 
 A row is a line of a manifest as a dict. Splits depend on names and seeds alone, never on the order of a
 folder.
@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl import audio, manifest
-from speechssl.data.text import normalize
+from speechssl import audio
 from speechssl.errors import UserError
 
 Row = dict[str, Any]
 
-# What the standard convolution stack needs for one frame: 400 samples at 16 kHz.
-SHORTEST_S = 400 / audio.SAMPLE_RATE
-
 log = logging.getLogger("speechssl")
+
+
+def folder(root: str | Path, *, expected: str) -> Path:
+    """`root`, absolute.
+
+    Raises:
+        UserError: there is no such folder; says what was `expected` there.
+    """
+    root = Path(root).absolute()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set corpus.root to the folder with {expected}.")
+    return root
 
 
 def find_root(root: str | Path, *, holds: Sequence[str], inside: Sequence[str] = (), expected: str) -> Path:
@@ -31,44 +40,51 @@ def find_root(root: str | Path, *, holds: Sequence[str], inside: Sequence[str] =
     Raises:
         UserError: there is none; says what was `expected` there.
     """
-    root = Path(root).absolute()
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; set corpus.root to the folder with {expected}.")
-    for folder in (root, *(root / name for name in inside)):
-        if any((folder / name).is_dir() for name in holds):
-            return folder
+    root = folder(root, expected=expected)
+    for place in (root, *(root / name for name in inside)):
+        if any((place / name).is_dir() for name in holds):
+            return place
     raise UserError(f"{root}: is not the folder of this corpus; set corpus.root to the one with {expected}.")
 
 
 def audio_files(folder: Path) -> Iterator[Path]:
-    """Every audio file under `folder`, by name; hidden files and folders are not looked at."""
+    """Every audio file under `folder`, by name, and links that lead nowhere; hidden ones are not looked at."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in audio.EXTENSIONS and not hidden and path.is_file():
+        if path.suffix.lower() in audio.EXTENSIONS and not hidden and not path.is_dir():
             yield path
 
 
-def measure(rows: Iterable[Row]) -> tuple[list[Row], int]:
-    """Adds each row's `duration`, and leaves out, by name in the log, clips that no model can use.
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of every line of a UTF-8 text file that is not blank.
 
-    Args:
-        rows: with `audio_filepath` (absolute) and `id`. A `text` that is a Path is read from there; an empty
-            transcript is none.
-
-    Returns:
-        The rows that can be used, and how many could not.
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
     """
-    usable: dict[str, Row] = {}
-    num_left_out = 0
-    for row in rows:
-        try:
-            usable[row["id"]] = _complete(row, same_id=usable.get(row["id"]))
-        except UserError as error:
-            log.warning("left out: %s", error)
-            num_left_out += 1
-    if num_left_out:
-        log.warning("left out %d of %d audio files", num_left_out, num_left_out + len(usable))
-    return list(usable.values()), num_left_out
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path.") from None
+
+
+def seconds(text: str, *, where: str) -> float:
+    """A number of seconds.
+
+    Raises:
+        UserError: it is none; the message begins with `where`.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {text!r} is no number of seconds.")
+    return value
 
 
 def split(rows: Iterable[Row], *, shares: Mapping[str, float], key: str = "id") -> dict[str, list[Row]]:
@@ -121,55 +137,6 @@ def take_one_each(rows: Iterable[Row], *, keys: tuple[str, ...], seed: int) -> l
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     generator = random.Random(seed)
     return [generator.choice(groups[values]) for values in sorted(groups)]
-
-
-def write_splits(out: str | Path, splits: Mapping[str, list[Row]]) -> dict[str, int]:
-    """Writes out/NAME.jsonl for every split that has a row, and logs a line for each.
-
-    Returns:
-        Clips of each manifest written.
-
-    Raises:
-        UserError: `train` has no row.
-    """
-    if not splits["train"]:
-        raise UserError(f"no usable audio file is left for {out}/train.jsonl; look at what was left out above.")
-    for name, rows in splits.items():
-        path = Path(out) / f"{name}.jsonl"
-        if not rows:
-            path.unlink(missing_ok=True)  # else a former run's would stand beside the new ones
-            continue
-        manifest.write(path, rows)
-        hours = sum(row["duration"] for row in rows) / 3600
-        num_speakers = len({row["speaker"] for row in rows if "speaker" in row})
-        log.info("wrote %s: %d clips, %.2f h, %d speakers", path, len(rows), hours, num_speakers)
-    return {name: len(rows) for name, rows in splits.items() if rows}
-
-
-def _complete(row: Row, *, same_id: Row | None) -> Row:
-    """The row with its `duration` and, from its file, its `text`; a UserError says why it cannot be used."""
-    path, rest = row["audio_filepath"], {key: row[key] for key in row if key != "audio_filepath"}
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path!r}: its name is not UTF-8; rename it.") from None
-    if same_id is not None:
-        raise UserError(f"{path}: has the name of {same_id['audio_filepath']}; remove one of them.")
-    duration_s = audio.info(path).duration_s
-    if duration_s < SHORTEST_S:
-        raise UserError(f"{path}: lasts {duration_s:.4f} s, less than one frame of {SHORTEST_S} s.")
-    if isinstance(rest.get("text"), Path):
-        rest["text"] = _read_transcript(rest["text"])
-    if not rest.get("text"):
-        rest.pop("text", None)
-    return {"audio_filepath": path, "duration": round(duration_s, 6), **rest}
-
-
-def _read_transcript(path: Path) -> str:
-    try:
-        return normalize(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8; save the transcript as UTF-8.") from None
 
 
 def _position(name: str) -> float:

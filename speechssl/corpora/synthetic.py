@@ -3,26 +3,22 @@
 espeak-ng speaks English sentences of a small seeded grammar in several voices, each with a pitch and a rate
 of its own that vary a little from clip to clip, over faint noise. Equal options give equal files.
 
-espeak-ng comes in the wheel `espeakng-loader`, with no system package. It is under the GPL-3, so it is an
-extra (`synthetic`) and loaded only here.
+espeak-ng is an extra (`synthetic`): see speechssl/espeak.py.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-from speechssl import audio
+from speechssl import audio, espeak
 from speechssl.corpora import splits
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 # ruff: noqa: SIM905  (word lists read better in one string)
@@ -53,12 +49,9 @@ PREPOSITIONS = "near behind under beside with without before after from above".s
 ADVERBS = "today again slowly quickly often never quietly together yesterday outside early twice".split()
 
 # Names and values of espeak-ng's speak_lib.h.
-_OUTPUT_SYNCHRONOUS = 2
-_DONT_EXIT = 0x8000  # else a failed initialisation ends the whole process
 _RATE, _PITCH = 1, 3
 _CHARS_UTF8 = 1
 _POS_CHARACTER = 1
-_PATH_MAX = 150  # its buffer for the data folder has 160 bytes
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 # speak(text, voice, words a minute, pitch 0-99) -> float32 [N] and its sample rate.
@@ -66,7 +59,7 @@ Speak = Callable[[str, str, int, int], tuple[np.ndarray, int]]
 
 
 def prepare(
-    out: str | Path,
+    job: Preparation,
     *,
     num_train: int = 1000,
     num_valid: int = 60,
@@ -78,7 +71,7 @@ def prepare(
     """Speaks out/audio/*.flac (16 kHz), and writes out/{train,valid,test,train_labelled}.jsonl.
 
     Args:
-        out: folder for audio and manifests.
+        job: writes the manifests; audio goes into its folder too.
         num_train: clips to train on, about three seconds each; every clip has its own sentence.
         num_valid: clips for validation.
         num_test: clips for the test.
@@ -99,7 +92,7 @@ def prepare(
             f"corpus.num_train={num_train}, num_valid={num_valid}, num_test={num_test} and "
             f"num_labelled={num_labelled}: train needs a clip, and the labelled ones are among its."
         )
-    out = Path(out)
+    out = job.out
     (out / "audio").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     manners = _manners(num_voices, generator)
@@ -115,7 +108,7 @@ def prepare(
                 row = {"audio_filepath": f"audio/{clip}.flac", "duration": len(waveform) / audio.SAMPLE_RATE}
                 parts[name].append({**row, "text": text, "speaker": VOICES[i % num_voices], "id": clip})
     parts["train_labelled"] = parts["train"][:num_labelled]
-    return splits.write_splits(out, parts)
+    return job.write(parts)
 
 
 def _sentences(generator: np.random.Generator) -> Iterator[str]:
@@ -173,32 +166,8 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _espeak(seed: int) -> Iterator[Speak]:
-    """espeak-ng, ready to speak and in its first state.
-
-    It is loaded from a copy, because its synthesizer remembers what it said before, which no function of its
-    library resets; and its data through a short link, because it takes no long paths.
-    """
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise UserError(
-            "corpus=synthetic speaks through espeak-ng, which is not installed: pip install espeakng-loader"
-        ) from None
-    with tempfile.TemporaryDirectory(prefix="espeak") as folder:
-        data = Path(folder) / "espeak-ng-data"
-        data.symlink_to(espeakng_loader.get_data_path(), target_is_directory=True)
-        if not (data / "phontab").is_file():
-            raise UserError("espeak-ng has no voices: pip install --force-reinstall espeakng-loader")
-        if len(os.fsencode(data)) > _PATH_MAX:
-            raise UserError(f"{folder}: too long a path for espeak-ng; set TMPDIR to a shorter one, such as /tmp.")
-        copy = shutil.copy(espeakng_loader.get_library_path(), folder)
-        try:
-            library = ctypes.CDLL(copy)
-        except OSError as error:
-            raise UserError(f"espeak-ng cannot be loaded ({error}); set TMPDIR to another folder.") from None
-        sample_rate = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _DONT_EXIT)
-        if sample_rate <= 0:
-            raise UserError("espeak-ng does not start: pip install --force-reinstall espeakng-loader")
+    """espeak-ng, ready to speak and in its first state."""
+    with espeak.loaded("corpus=synthetic speaks through") as (library, sample_rate):
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         chunks: list[np.ndarray] = []
 
@@ -222,4 +191,3 @@ def _espeak(seed: int) -> Iterator[Speak]:
             return np.concatenate(chunks).astype(np.float32) / 2**15, sample_rate
 
         yield speak
-        library.espeak_Terminate()

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from speechssl.data.collate import collate
-from speechssl.data.dataset import BrokenClip, ClipDataset
+from speechssl.data.augment import Augment
+from speechssl.data.collate import BrokenClip
+from speechssl.data.dataset import ClipDataset
 from speechssl.data.sampler import DurationBuckets
 from speechssl.errors import UserError
-from speechssl.manifest import Manifest
+from speechssl.manifest import Manifest, ManifestSet
 from speechssl.types import Batch, Utterance
 
 log = logging.getLogger("speechssl")
+
+# Waiting for batches for more than this share of the time, in so many rows of the log on end, is worth a warning. The
+# first row has the start of the workers in it.
+LATE_SHARE = 0.1
+LATE_ROWS = 3
 
 
 class BatchLoader:
@@ -31,17 +38,26 @@ class BatchLoader:
         batch_seconds: audio seconds in a batch.
         seed: of the run.
         shuffle: False for validation.
-        max_clip_s: crop longer clips (pretraining).
+        max_clip_s: crop longer clips; where `whole_clips`, they count as unusable.
+        whole_clips: labels belong to the whole of a clip (a transcript), so that none may be cropped.
         encode: labels of a clip.
         check: the reason why a clip cannot be used, or None (for example labels longer than frames).
         skip_invalid: leave out clips that fail a check instead of stopping.
         max_broken_share: the run stops when more than this share of the clips read so far could not be read.
         num_workers: processes that read and decode.
+        mix_temperature: where the manifest is a ManifestSet, how far small corpora are repeated; 1 takes each clip once
+            an epoch.
+        shuffle_buffer: of shards, so many clips are shuffled among each other.
+        augment: changes the clips, or None.
+        rank, world_size: of this process among those that share an epoch.
+
+    Attributes:
+        position: number of the run's next batch of this rank's turn: what a checkpoint has to keep.
     """
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | ManifestSet,
         *,
         sample_rate: int,
         normalize: bool,
@@ -50,11 +66,17 @@ class BatchLoader:
         seed: int,
         shuffle: bool = True,
         max_clip_s: float | None = None,
+        whole_clips: bool = False,
         encode: Callable[[Utterance], Tensor] | None = None,
         check: Callable[[Utterance], str | None] | None = None,
         skip_invalid: bool = False,
         max_broken_share: float = 0.1,
         num_workers: int = 0,
+        mix_temperature: float = 1.0,
+        shuffle_buffer: int = 10_000,
+        augment: Augment | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.manifest, self.max_broken_share, self.num_workers = manifest, max_broken_share, num_workers
         self.dataset = ClipDataset(
@@ -64,41 +86,89 @@ class BatchLoader:
             seed=seed,
             max_clip_s=max_clip_s,
             encode=encode,
+            augment=augment,
         )
-        self.usable = _usable(manifest, min_samples / sample_rate, check, skip_invalid)
+        longest_s = max_clip_s if whole_clips else None
+        self.usable = _usable(manifest, min_samples / sample_rate, longest_s, check, skip_invalid)
         durations_s = manifest.durations_s[self.usable]
         if max_clip_s:
             durations_s = np.minimum(durations_s, max_clip_s)
-        self.sampler = DurationBuckets(durations_s, batch_seconds=batch_seconds, seed=seed, shuffle=shuffle)
-        self.collate = partial(collate, min_samples=min_samples)
+        ends = np.cumsum(getattr(manifest, "sizes", [len(manifest)]))
+        self.sampler = DurationBuckets(
+            durations_s,
+            batch_seconds=batch_seconds,
+            seed=seed,
+            shuffle=shuffle,
+            sizes=[n for n in np.diff(np.searchsorted(self.usable, [0, *ends])).tolist() if n],
+            temperature=mix_temperature,
+            shards=None if manifest.shards is None else manifest.shards[self.usable],
+            buffer=shuffle_buffer,
+        )
+        self.rank, self.world_size = rank, world_size
+        self.min_samples = min_samples
         self.position = self.num_read = self.num_broken = 0
+        self.waited_s, self.num_late = 0.0, 0
 
-    def stream(self) -> Iterator[Batch]:
-        """Batches without end, from number `position` of the run on; `position` counts those handed out."""
-        for batch, broken in self._load(self.sampler.batches(self.position)):
-            self.position += 1
+    def stream(self) -> Iterator[Batch | None]:
+        """This rank's batches without end, from batch `position` of the run on.
+
+        Of several ranks, one gives None for a batch of which nothing could be read, so that their positions stay alike.
+        """
+        keys = self.sampler.batches(self.position, rank=self.rank, world_size=self.world_size)
+        for batch, broken in self._timed(self._load(keys)):
+            self.position += self.world_size
             self._account(batch, broken)
-            if batch is not None:
+            if batch is not None or self.world_size > 1:
                 yield batch
 
     def once(self) -> Iterator[Batch]:
-        """The batches of epoch 0, once."""
-        for batch, broken in self._load([(0, i) for i in batch] for batch in self.sampler.epoch(0)):
+        """The batches of epoch 0, once; of several ranks, one may have a batch less than another."""
+        batches = self.sampler.epoch(0)
+        numbers = range(self.rank, len(batches), self.world_size)
+        for batch, broken in self._load(batches[number].tolist() for number in numbers):
             self._account(batch, broken)
             if batch is not None:
                 yield batch
 
-    def _load(self, batches: Iterable[list[tuple[int, int]]]) -> DataLoader:
+    def waiting_share(self, elapsed_s: float) -> float:
+        """Share of the time since the last call, `elapsed_s` ago, that the stream was waited for."""
+        share = min(self.waited_s / max(elapsed_s, 1e-9), 1.0)
+        self.waited_s = 0.0
+        self.num_late = self.num_late + 1 if share > LATE_SHARE else 0
+        if self.num_late == LATE_ROWS:
+            log.warning(
+                "training waits for audio %.0f %% of the time; raise data.num_workers (%d now), or pack the recordings "
+                "into shards (speechssl prepare shards=true)",
+                100 * share,
+                self.num_workers,
+            )
+        return share
+
+    def _timed(self, loaded: Iterable[tuple[Batch | None, list[BrokenClip]]]) -> Iterator:
+        """The same, the time until each comes added to `waited_s`."""
+        loaded = iter(loaded)
+        while True:
+            started = time.perf_counter()
+            item = next(loaded)  # without end
+            self.waited_s += time.perf_counter() - started
+            yield item
+
+    def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Batch | None, list[BrokenClip]]]:
         # The sampler numbers the usable clips; the dataset numbers the manifest's lines.
         keys = ([(epoch, int(self.usable[i])) for epoch, i in batch] for batch in batches)
-        return DataLoader(
-            self.dataset,
-            batch_sampler=keys,
-            collate_fn=self.collate,
+        loaded = DataLoader(
+            _Batches(self.dataset, self.min_samples),
+            sampler=keys,
+            batch_size=None,  # an item is a batch
+            collate_fn=_as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_start_worker,
         )
+        for batch, broken in loaded:
+            if batch is not None and batch.targets is not None:
+                batch.targets = [torch.as_tensor(target) for target in batch.targets]
+            yield batch, broken
 
     def _account(self, batch: Batch | None, broken: list[BrokenClip]) -> None:
         """Name broken clips; stop when there are too many."""
@@ -115,15 +185,34 @@ class BatchLoader:
             )
 
 
-def _ignore_signals(_worker: int) -> None:
+class _Batches(Dataset):
+    """Batches by the keys of their clips."""
+
+    def __init__(self, clips: ClipDataset, min_samples: int):
+        self.clips, self.min_samples = clips, min_samples
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> tuple[Batch | None, list[BrokenClip]]:
+        batch, broken = self.clips.batch(keys, min_samples=self.min_samples)
+        if batch is not None and batch.targets is not None:
+            # Each tensor from a worker holds a file open; a process has only so many.
+            batch.targets = [target.numpy() for target in batch.targets]
+        return batch, broken
+
+
+def _as_it_is(batch: tuple) -> tuple:
+    return batch
+
+
+def _start_worker(_worker: int) -> None:
     """A signal to the whole process group is for the trainer, which saves and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _usable(
-    manifest: Manifest,
+    manifest: Manifest | ManifestSet,
     min_s: float,
+    max_s: float | None,
     check: Callable[[Utterance], str | None] | None,
     skip_invalid: bool,
 ) -> np.ndarray:
@@ -132,9 +221,15 @@ def _usable(
         int(i): f"its {manifest.durations_s[i]:.4f} s are shorter than the encoder's receptive field of {min_s:.4f} s"
         for i in np.flatnonzero(manifest.durations_s < min_s)
     }
+    if max_s:
+        reasons |= {
+            int(i): f"its {manifest.durations_s[i]:.2f} s are more than data.max_clip_s={max_s:g}, and a transcript "
+            "belongs to the whole clip"
+            for i in np.flatnonzero(manifest.durations_s > max_s + 0.05)
+        }
     if check:
-        for i in range(len(manifest)):
-            reason = None if i in reasons else check(manifest[i])
+        for i, utterance in enumerate(manifest):
+            reason = None if i in reasons else check(utterance)
             if reason:
                 reasons[i] = reason
     if reasons:

@@ -3,6 +3,7 @@
 import pytest
 
 from speechssl.corpora import librispeech
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 CLIPS = {
@@ -26,7 +27,7 @@ def root(tmp_path, write_clip):
 
 
 def test_official_layout(tmp_path, root, read_manifest):
-    counts = librispeech.prepare(root, tmp_path / "out")
+    counts = librispeech.prepare(root, Preparation(tmp_path / "out"))
     assert counts == {"train": 3, "valid": 1, "test": 1, "left_out": 0}
     train = read_manifest(tmp_path / "out/train.jsonl")
     assert list(train) == CLIPS["train-clean-100"]
@@ -38,7 +39,7 @@ def test_official_layout(tmp_path, root, read_manifest):
 def test_subsets_are_chosen(tmp_path, root, read_manifest):
     counts = librispeech.prepare(
         root / "LibriSpeech",
-        tmp_path / "out",
+        Preparation(tmp_path / "out"),
         train=["train-clean-100", "train-clean-360"],
         valid=[],
         test=[],
@@ -49,13 +50,13 @@ def test_subsets_are_chosen(tmp_path, root, read_manifest):
 
 def test_other_formats_and_clips_without_transcript(tmp_path, write_clip, read_manifest):
     write_clip(tmp_path / "in/dev-clean/1/2/1-2-0000.opus")
-    librispeech.prepare(tmp_path / "in", tmp_path / "out", train=["dev-clean"], valid=[], test=[])
+    librispeech.prepare(tmp_path / "in", Preparation(tmp_path / "out"), train=["dev-clean"], valid=[], test=[])
     assert read_manifest(tmp_path / "out/train.jsonl")["1-2-0000"].text is None
 
 
 def test_missing_subset_lists_those_there_are(tmp_path, root):
     with pytest.raises(UserError, match=r"has no subset test-other; set corpus\.test to some of \[dev-clean, test-c"):
-        librispeech.prepare(root, tmp_path / "out", test=["test-other"])
+        librispeech.prepare(root, Preparation(tmp_path / "out"), test=["test-other"])
     with pytest.raises(UserError, match="other subsets of LibriSpeech in it"):
-        librispeech.prepare(tmp_path, tmp_path / "out")
+        librispeech.prepare(tmp_path, Preparation(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

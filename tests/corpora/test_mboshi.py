@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 
 from speechssl.corpora import mboshi
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 SUFFIX = ".mb.cleaned"
@@ -16,7 +17,7 @@ def test_layout_transcripts_and_splits(tmp_path, write_clip, read_manifest):
     for i in range(150):
         write_clip(tmp_path / f"in/train/ann_{i}.wav", seconds=0.5, text=f"mbωngέ {i % 60}", suffix=SUFFIX)
     write_clip(tmp_path / "in/train/ann_untranscribed.flac")
-    counts = mboshi.prepare(tmp_path / "in", tmp_path / "out", labels_minutes=[0.25, 0.5])
+    counts = mboshi.prepare(tmp_path / "in", Preparation(tmp_path / "out"), labels_minutes=[0.25, 0.5])
     train, valid, test = (read_manifest(tmp_path / f"out/{name}.jsonl") for name in ("train", "valid", "test"))
     assert counts["train"] + counts["valid"] == 151
     [clip] = test.values()
@@ -34,12 +35,12 @@ def test_layout_transcripts_and_splits(tmp_path, write_clip, read_manifest):
 
 def test_wrong_root_says_what_is_expected(tmp_path):
     with pytest.raises(UserError, match=r"corpus\.root .*train and dev .*\.mb\.cleaned"):
-        mboshi.prepare(tmp_path, tmp_path / "out")
+        mboshi.prepare(tmp_path, Preparation(tmp_path / "out"))
 
 
 def test_real_recordings(tmp_path, unpack, read_manifest):
     root = unpack("mboshi.tar.gz", lambda name: "/dev/martial" in name or "/train/kouarata" in name)
-    counts = mboshi.prepare(root, tmp_path / "out", labels_minutes=[1])
+    counts = mboshi.prepare(root, Preparation(tmp_path / "out"), labels_minutes=[1])
     assert counts["left_out"] == 0
     assert counts["valid"] < 0.1 * counts["train"]
     texts = [clip.text for clip in read_manifest(tmp_path / "out/train.jsonl").values()]

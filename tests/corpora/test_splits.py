@@ -1,7 +1,5 @@
 """speechssl.corpora.splits: splits that depend on names and seeds alone, and clips left out by name."""
 
-import logging
-
 import pytest
 
 from speechssl.corpora import splits
@@ -78,64 +76,12 @@ def _group(speaker: str, digit: str) -> list[splits.Row]:
     return [{**row, "speaker": speaker, "digit": digit, "id": f"{speaker}{digit}{row['id']}"} for row in rows(20)]
 
 
-def test_measure_names_what_it_leaves_out(tmp_path, write_clip, caplog):
-    write_clip(tmp_path / "good.wav", seconds=0.75, text=" two\twords\n")
-    write_clip(tmp_path / "other/good.wav")
-    write_clip(tmp_path / "least.wav", seconds=400 / 16_000)
-    write_clip(tmp_path / "short.wav", seconds=399 / 16_000)
-    write_clip(tmp_path / "latin.wav").with_suffix(".txt").write_bytes("é".encode("latin-1"))
-    (tmp_path / "empty.wav").touch()
-    (tmp_path / "junk.flac").write_bytes(b"no audio" * 50)
-    paths = splits.audio_files(tmp_path)
-    usable, left_out = splits.measure(
-        {"audio_filepath": str(path), "id": path.stem, "text": path.with_suffix(".txt"), "mood": "calm"}
-        if path.with_suffix(".txt").exists()
-        else {"audio_filepath": str(path), "id": path.stem}
-        for path in paths
-    )
-    good = {
-        "audio_filepath": str(tmp_path / "good.wav"),
-        "duration": 0.75,
-        "id": "good",
-        "text": "two words",
-        "mood": "calm",
-    }
-    least = {"audio_filepath": str(tmp_path / "least.wav"), "duration": 0.025, "id": "least"}
-    assert usable == [good, least]
-    assert left_out == 5
-    warnings = [record.getMessage() for record in caplog.records]
-    for name, reason in [
-        ("other/good.wav", "has the name of"),
-        ("short.wav", "lasts 0.0249 s, less than one frame"),
-        ("latin.txt", "is not UTF-8"),
-        ("empty.wav", "is empty"),
-        ("junk.flac", "is broken or not audio"),
-    ]:
-        assert any(f"{tmp_path / name}: {reason}" in warning for warning in warnings), name
-    assert warnings[-1] == "left out 5 of 7 audio files"
-
-
 def test_audio_files_are_sorted_and_hidden_ones_skipped(tmp_path, write_clip):
     for name in ("b/2.wav", "a.FLAC", "b/1.opus", "._a.wav", ".cache/c.wav"):
         write_clip(tmp_path / name)
     (tmp_path / "b/notes.txt").write_text("no audio")
     found = [path.relative_to(tmp_path).as_posix() for path in splits.audio_files(tmp_path)]
     assert found == ["a.FLAC", "b/1.opus", "b/2.wav"]
-
-
-def test_write_splits_logs_counts_and_removes_what_is_now_empty(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="speechssl")
-    (tmp_path / "valid.jsonl").write_text("of a former run")
-    counts = splits.write_splits(tmp_path, {"train": rows(600, speaker="a"), "valid": []})
-    assert counts == {"train": 600}
-    assert not (tmp_path / "valid.jsonl").exists()
-    assert "train.jsonl: 600 clips, 1.00 h, 1 speakers" in caplog.text  # 600 clips of 6 s
-
-
-def test_no_train_clip_writes_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"no usable audio file is left for .*train\.jsonl"):
-        splits.write_splits(tmp_path, {"test": rows(1), "train": []})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_find_root(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from speechssl.corpora import synthetic
+from speechssl.corpora.preparing import Preparation
 from speechssl.errors import UserError
 
 espeakng_loader = pytest.importorskip("espeakng_loader", reason="the extra `synthetic` is not installed")
@@ -18,7 +19,13 @@ FEW = {"num_train": 8, "num_valid": 2, "num_test": 3, "num_labelled": 4, "num_vo
 
 
 def test_clips_manifests_and_waveforms(tmp_path, read_manifest):
-    assert synthetic.prepare(tmp_path, **FEW) == {"train": 8, "valid": 2, "test": 3, "train_labelled": 4}
+    assert synthetic.prepare(Preparation(tmp_path), **FEW) == {
+        "train": 8,
+        "valid": 2,
+        "test": 3,
+        "train_labelled": 4,
+        "left_out": 0,
+    }
     parts = {name: read_manifest(tmp_path / f"{name}.jsonl") for name in ("train", "valid", "test")}
     clips = {name: clip for part in parts.values() for name, clip in part.items()}
     assert len(clips) == 13
@@ -38,14 +45,14 @@ def test_clips_manifests_and_waveforms(tmp_path, read_manifest):
 
 
 def test_manifests_move_with_their_audio(tmp_path, read_manifest):
-    synthetic.prepare(tmp_path / "here", **FEW)
+    synthetic.prepare(Preparation(tmp_path / "here"), **FEW)
     (tmp_path / "here").rename(tmp_path / "there")
     assert len(read_manifest(tmp_path / "there/train.jsonl")) == 8
 
 
 def test_equal_options_give_equal_files_and_the_seed_others(tmp_path):
     def files(name: str, **options) -> dict[str, bytes]:
-        synthetic.prepare(tmp_path / name, **FEW, **options)
+        synthetic.prepare(Preparation(tmp_path / name), **FEW, **options)
         found = (tmp_path / name).rglob("*.*")
         return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in found}
 
@@ -80,26 +87,26 @@ def test_library_deep_in_the_file_system(tmp_path, monkeypatch):
 
 def test_what_espeak_cannot_do_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"num_voices=25: there are from 1 to 24"):
-        synthetic.prepare(tmp_path, num_voices=25)
+        synthetic.prepare(Preparation(tmp_path), num_voices=25)
     with pytest.raises(UserError, match="the labelled ones are among its"):
-        synthetic.prepare(tmp_path, num_train=5, num_labelled=6)
+        synthetic.prepare(Preparation(tmp_path), num_train=5, num_labelled=6)
     deep = tmp_path / ("d" * 160)
     deep.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(deep))
         with pytest.raises(UserError, match="set TMPDIR to a shorter one"):
-            synthetic.prepare(tmp_path, **FEW)
+            synthetic.prepare(Preparation(tmp_path), **FEW)
     with monkeypatch.context() as patch:
         patch.setattr(espeakng_loader, "get_data_path", lambda: str(tmp_path))
         with pytest.raises(UserError, match="espeak-ng has no voices"):
-            synthetic.prepare(tmp_path, **FEW)
+            synthetic.prepare(Preparation(tmp_path), **FEW)
     with monkeypatch.context() as patch:
         broken = tmp_path / "libespeak-ng.so"
         broken.write_bytes(b"no library")
         patch.setattr(espeakng_loader, "get_library_path", lambda: str(broken))
         with pytest.raises(UserError, match="espeak-ng cannot be loaded"):
-            synthetic.prepare(tmp_path, **FEW)
+            synthetic.prepare(Preparation(tmp_path), **FEW)
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(UserError, match="pip install espeakng-loader"):
-        synthetic.prepare(tmp_path, **FEW)
+        synthetic.prepare(Preparation(tmp_path), **FEW)
     assert not list(Path(tmp_path).glob("*.jsonl"))

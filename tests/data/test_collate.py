@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from speechssl.data.collate import collate
-from speechssl.data.dataset import BrokenClip, Example
+from speechssl.data.collate import BrokenClip, Example, collate
 from speechssl.types import Utterance
 
 

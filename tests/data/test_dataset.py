@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from speechssl import audio
-from speechssl.data.dataset import BrokenClip, ClipDataset, Example
+from speechssl.data.augment import Augment
+from speechssl.data.collate import BrokenClip, Example
+from speechssl.data.dataset import ClipDataset
 from speechssl.manifest import Manifest
 
 
@@ -59,3 +61,58 @@ def test_a_clip_that_cannot_be_read_is_an_answer(build):
     answer = clips[0, 2]
     assert isinstance(answer, BrokenClip)
     assert (answer.utterance.id, "2.wav" in answer.reason) == ("2", True)
+
+
+def test_a_batch_is_its_clips_padded_whatever_the_memory(build, monkeypatch):
+    clips = build()
+    keys = [(0, index) for index in range(4)]
+    alone = {clips[key].utterance.id: clips[key] for key in keys}
+    for worker in (None, object()):  # a worker's batches lie in shared memory
+        monkeypatch.setattr("speechssl.data.dataset.get_worker_info", lambda worker=worker: worker)
+        for options in ({}, {"normalize": True}, {"sample_rate": 8_000}):
+            clips = build(**options)
+            batch, broken = clips.batch(keys, min_samples=400)
+            assert not broken and batch.waveforms.is_contiguous()
+            assert batch.waveforms.shape == (4, max(batch.lengths))
+            assert [utterance.id for utterance in batch.utterances] == ["3", "1", "0", "2"]
+            for waveform, length, utterance in zip(batch.waveforms, batch.lengths, batch.utterances, strict=True):
+                expected = build(**options)[0, int(utterance.id)].waveform
+                assert torch.equal(waveform[:length], expected) and not waveform[length:].any()
+            assert batch.seeds == [alone[utterance.id].seed for utterance in batch.utterances]
+
+
+@pytest.mark.parametrize("broken_clip", [0, 2, 3])
+def test_a_batch_without_its_broken_clip(build, broken_clip):
+    clips = build()
+    clips.manifest[broken_clip].audio_path.write_bytes(b"RIFF")
+    batch, broken = clips.batch([(0, index) for index in range(4)], min_samples=400)
+    assert [clip.utterance.id for clip in broken] == [str(broken_clip)]
+    assert [u.id for u in batch.utterances] == [i for i in ("3", "1", "0", "2") if i != str(broken_clip)]
+    for waveform, length, utterance in zip(batch.waveforms, batch.lengths, batch.utterances, strict=True):
+        assert torch.equal(waveform[:length], clips[0, int(utterance.id)].waveform) and not waveform[length:].any()
+
+
+def test_a_faster_clip_is_read_longer_so_that_it_fills_its_crop(build):
+    def augment(factor):
+        return Augment(
+            sample_rate=16_000,
+            speed_probability=1.0,
+            speed_factors=[factor],
+            **{f"{name}_probability": 0.0 for name in ("room", "noise", "gain", "codec")},
+            room=None,
+            noise=None,
+            room_rt60_s=[0.2, 0.4],
+            noise_snr_db=[5, 10],
+            gain_db=[0, 0],
+            codecs=["opus"],
+        )
+
+    for factor in (0.9, 1.1):
+        clips = build(max_clip_s=0.5, augment=augment(factor))
+        assert len(clips[0, 3].waveform) == pytest.approx(8_000, abs=2)
+        whole = build(augment=augment(factor))[0, 3].waveform
+        assert len(whole) == pytest.approx(0.8 * 16_000 / factor, abs=2)
+        batch, _ = clips.batch([(0, 3), (0, 1)], min_samples=400)
+        assert torch.equal(
+            batch.waveforms[0, : batch.lengths[0]], clips[0, 3 if batch.utterances[0].id == "3" else 1].waveform
+        )

@@ -9,7 +9,7 @@ import torch
 
 from speechssl.data.loader import BatchLoader
 from speechssl.errors import UserError
-from speechssl.manifest import Manifest
+from speechssl.manifest import Manifest, ManifestSet
 
 
 @pytest.fixture
@@ -109,3 +109,73 @@ def test_labels_come_with_their_clips(build):
     loader = build(encode=lambda utterance: torch.tensor([int(utterance.id)]))
     for batch in loader.once():
         assert [int(target) for target in batch.targets] == [int(utterance.id) for utterance in batch.utterances]
+
+
+def test_ranks_and_workers_take_every_clip_once(build):
+    share_out(build, [(2, 2), (3, 1), (5, 0), (8, 3)])
+
+
+@pytest.mark.slow  # some four hundred worker processes
+@pytest.mark.parametrize("num_workers", range(5))
+def test_any_number_of_ranks_and_workers_takes_every_clip_once(build, num_workers):
+    share_out(build, [(world_size, num_workers) for world_size in range(1, 9)])
+
+
+def share_out(build, cases):
+    seconds = [0.1 + 0.01 * i for i in range(23)]
+    alone = ids(islice(build(seconds=seconds).stream(), 40))
+    an_epoch = len(list(build(seconds=seconds).once()))
+    assert sorted(chain.from_iterable(alone[:an_epoch]), key=int) == [str(i) for i in range(23)]
+    for world_size, num_workers in cases:
+        for rank in range(world_size):
+            loader = build(seconds=seconds, num_workers=num_workers, rank=rank, world_size=world_size)
+            own = ids(islice(loader.stream(), len(alone[rank::world_size])))
+            assert own == alone[rank::world_size]
+        first = [
+            clip
+            for rank in range(world_size)
+            for clip in flat(build(seconds=seconds, rank=rank, world_size=world_size).once())
+        ]
+        assert sorted(first, key=int) == [str(i) for i in range(23)]
+
+
+def test_a_rank_goes_on_where_all_of_them_were(build):
+    whole = ids(islice(build().stream(), 12))
+    loader = build(rank=1, world_size=2)
+    list(islice(loader.stream(), 3))
+    assert loader.position == 6
+    later = build(rank=0, world_size=3)  # on another number of machines
+    later.position = loader.position
+    assert ids(islice(later.stream(), 2)) == whole[6::3]
+
+
+def test_a_transcript_is_not_trained_on_a_part_of_its_clip(build, caplog):
+    options = {"seconds": [0.5, 2.0, 0.6, 3.0], "max_clip_s": 1.0, "whole_clips": True}
+    with pytest.raises(UserError, match=r"2 of the 4 clips .*/1\.wav: its 2\.00 s are more than data\.max_clip_s=1"):
+        build(**options)
+    assert sorted(flat(build(**options, skip_invalid=True).once())) == ["0", "2"]
+    assert "2 of the 4 clips" in caplog.text
+
+
+def test_waiting_is_measured_and_warned_about(build, caplog):
+    loader = build()
+    list(islice(loader.stream(), 4))
+    assert 0 < loader.waited_s < 10
+    assert loader.waiting_share(1e9) < 1e-6
+    for _ in range(3):
+        loader.waited_s = 0.5
+        assert loader.waiting_share(2.0) == 0.25
+    assert "waits for audio 25 % of the time; raise data.num_workers" in caplog.text
+
+
+def test_several_manifests_are_mixed(write_corpus):
+    manifests = ManifestSet(
+        [Manifest(write_corpus("a", seconds=[0.5] * 6)), Manifest(write_corpus("b", seconds=[0.5]))]
+    )
+    options = {"sample_rate": 16_000, "normalize": False, "min_samples": 400, "batch_seconds": 1.0, "seed": 0}
+    loader = BatchLoader(manifests, **options, mix_temperature=1e9)
+    batches = list(islice(loader.stream(), 100))
+    paths = [str(utterance.audio_path) for batch in batches for utterance in batch.utterances]
+    assert sum("/b/" in path for path in paths) / len(paths) == pytest.approx(0.5, abs=0.05)
+    seeds = [seed for batch in batches for seed, u in zip(batch.seeds, batch.utterances, strict=True)]
+    assert len(set(seeds)) > 0.9 * len(seeds)
