@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -17,14 +18,43 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    encoder_scale: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that train; weight decay on matrices only, not on biases, norms and gains."""
-    trained = [p for _, p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW over the parameters that train; weight decay on matrices only, not on biases, norms and gains.
+
+    Parameters `encoder.*` have `lr * encoder_scale`; of its layers each has `layer_decay` times the rate of the one
+    above it, and what lies below the first layer once more (ULMFiT's discriminative rates, Howard and Ruder 2018). The
+    highest rate comes first, so that it is the one that is logged.
+    """
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    num_layers = 1 + max((layer for name, _ in trained if (layer := _layer(name)) is not None), default=-1)
+    scales: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        scale = 1.0
+        if name.startswith("encoder."):
+            layer = _layer(name)
+            depth = 0 if name.startswith("encoder.context.norm.") else num_layers - (-1 if layer is None else layer) - 1
+            scale = encoder_scale * layer_decay**depth
+        scales.setdefault(scale, []).append(parameter)
+    groups = []
+    for scale in sorted(scales, reverse=True):
+        groups += _groups(scales[scale], lr * scale, weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
+
+
+def _layer(name: str) -> int | None:
+    """The number of the context network's layer that a parameter of the encoder belongs to."""
+    found = re.match(r"encoder\.context\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _groups(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> list[dict]:
+    """AdamW's groups of parameters with one rate."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay, "lr": lr},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "lr": lr},
+    ]
 
 
 def lr_scale(step: int, max_steps: int, *, warmup: float, hold: float, decay: str, floor: float) -> float:

@@ -11,13 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from speechssl import cpu
-from speechssl.config import plain
+from speechssl.config import build, leaves, plain
 from speechssl.data.loader import BatchLoader
+from speechssl.doctor.doctor import Doctor
 from speechssl.errors import UserError
-from speechssl.manifest import Manifest
+from speechssl.manifest import Manifest, ManifestSet
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import num_frames
 from speechssl.training import checkpoint as checkpoints
+from speechssl.training import distributed
 from speechssl.training.optim import build_optimizer
 from speechssl.training.trainer import Trainer, TrainerOptions
 
@@ -30,29 +32,41 @@ def choose_device(name: str) -> str:
     return ("cuda" if available else "cpu") if name == "auto" else name
 
 
-def open_manifest(path: str) -> Manifest:
-    """A manifest whose audio files are all there."""
-    manifest = Manifest(path)
+def make_deterministic() -> None:
+    """The same bits each time on the same machine, also on a GPU, where some of torch's operations have them not.
+
+    An operation that has no such form is an error that names it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def open_manifest(path: str | list[str]) -> Manifest | ManifestSet:
+    """A manifest, or several as one, whose audio files are all there."""
+    manifest = Manifest(path) if isinstance(path, str) else ManifestSet([Manifest(one) for one in path])
     manifest.check_files()
     return manifest
 
 
 def build_loader(
     config: DictConfig,
-    manifest: Manifest,
+    manifest: Manifest | ManifestSet,
     *,
     encoder: EncoderConfig,
     sample_rate: int,
     normalize: bool,
     device: str,
+    world: distributed.World | None = None,
     objective: nn.Module | None = None,
     train: bool,
 ) -> BatchLoader:
     """Batches for training or validation. `objective` gives labels and checks where it is supervised."""
     data = config.data
+    augment = build(config.augment, sample_rate=sample_rate) if train else None
 
     def check(utterance) -> str | None:
-        num_samples = round(utterance.duration_s * sample_rate)
+        num_samples = round(utterance.duration_s * sample_rate / (augment.fastest if augment else 1.0))
         return objective.check(utterance, num_frames(num_samples, encoder.conv_kernels, encoder.conv_strides))
 
     workers = data.num_workers
@@ -67,11 +81,17 @@ def build_loader(
         seed=config.trainer.seed if train else 0,
         shuffle=train,
         max_clip_s=data.max_clip_s,
+        whole_clips=objective is not None and objective.whole_clips,
         encode=objective.target if objective else None,
         check=check if objective else None,
         skip_invalid=data.skip_invalid,
         max_broken_share=data.max_broken_share,
         num_workers=workers,
+        mix_temperature=data.mix_temperature,
+        shuffle_buffer=data.shuffle_buffer,
+        augment=augment,
+        rank=world.rank if world else 0,
+        world_size=world.size if world else 1,
     )
 
 
@@ -83,15 +103,18 @@ def build_trainer(
     objective_options: dict[str, Any],
     sample_rate: int,
     normalize: bool,
-    manifests: tuple[Manifest, Manifest | None],
+    manifests: tuple[Manifest | ManifestSet, Manifest | None],
     supervised: bool,
 ) -> Trainer:
     """Everything that a run needs, from its config and the parts that differ between the verbs."""
     options = plain(config.trainer)
     options["device"] = device = choose_device(options["device"])
-    if device == "cpu":
-        cpu.tune()
+    cpu.tune(device)
+    if options.pop("deterministic"):
+        make_deterministic()
+    world = distributed.join(device)
     shared = {
+        "world": world,
         "encoder": encoder.config,
         "sample_rate": sample_rate,
         "normalize": normalize,
@@ -99,9 +122,18 @@ def build_trainer(
         "objective": objective if supervised else None,
     }
     train, valid = manifests
+    if config.augment.speed_probability and getattr(objective, "stored", None):
+        raise UserError("labels of frames do not fit clips of another speed: set augment.speed_probability=0")
     loader = build_loader(config, train, train=True, **shared)
     valid_loader = build_loader(config, valid, train=False, **shared) if valid else None
-    model = nn.ModuleDict({"encoder": encoder, "objective": objective}).to(device)
+    model = distributed.TrainingModel(encoder, objective).to(device)
+    if options.pop("recompute"):
+        distributed.recompute(model)
+    is_sharded = options.pop("parallel") == "fsdp" and world.size > 1
+    if is_sharded:
+        distributed.shard(model, device)
+    for key in ("devices", "restarts"):  # which launch.py has heeded
+        del options[key]
     optim = plain(config.optim)
     schedule = {key: optim.pop(key) for key in ("warmup", "hold", "decay", "floor")}
     return Trainer(
@@ -120,4 +152,7 @@ def build_trainer(
             objective=objective_options,
         ),
         options=TrainerOptions(**options),
+        doctor=Doctor(**plain(config.doctor), objective=objective_options["name"], settings=dict(leaves(config))),
+        world=world,
+        model=model if is_sharded else None,
     )

@@ -1,7 +1,8 @@
-"""The one training loop, for pretraining and fine-tuning alike.
+"""The one training loop, for pretraining and fine-tuning alike, on one process or many.
 
 Every random choice is a function of (seed, step) or (seed, epoch, clip), so a checkpoint needs no generator's state:
-weights, optimiser, step and the number of the next batch say everything.
+weights, optimiser, step and the number of the next batch say everything. Ranks take batches in turns from the same
+endless sequence, so W ranks do what one does with W times as many batches in a step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +20,18 @@ import torch
 from torch import nn
 
 from speechssl.data.loader import BatchLoader
+from speechssl.doctor.doctor import Doctor
 from speechssl.errors import Interrupted, UserError
 from speechssl.models.encoder import Encoder
 from speechssl.rng import derive_seed, generator
 from speechssl.training import checkpoint as checkpoints
-from speechssl.training.monitor import Averages, Monitor, append_row, truncate_rows
+from speechssl.training import distributed, files, sharded
+from speechssl.training.best import Ranking, average_weights
+from speechssl.training.lock import lock
+from speechssl.training.monitor import Averages, Monitor
 from speechssl.training.optim import lr_scale
+from speechssl.training.recovery import ROLLBACK_SCALE, Diverged, Recovery
+from speechssl.training.signals import StopRequest
 from speechssl.types import Batch, LossOutput
 
 log = logging.getLogger("speechssl")
@@ -37,15 +43,21 @@ class TrainerOptions:
 
     Attributes:
         max_steps: optimiser steps in all.
-        accumulate: batches in a step; their gradient is that of one large batch.
+        accumulate: batches in a step, on each rank; their gradient is that of one large batch.
         clip_norm: bound on the gradient's norm; 0 is no bound.
         log_every, valid_every, checkpoint_every: steps between rows, validations and checkpoints.
         keep_last: how many checkpoints stay.
         best: the validation figure that decides what `best` is; lower is better, a leading "-" says higher.
-        max_bad_steps: so many steps with a non-finite gradient in a row end the run.
+        average_best: at the end, the weights of so many of the best checkpoints are averaged, and are `best` where that
+            figure is better than each one's; 1 is none of it.
+        patience: so many validations in a row without a better figure end the run; 0 is never.
+        max_bad_steps: so many steps in a row with a loss or gradient that is not finite send the run back to its last
+            checkpoint, at half the rate.
+        max_rollbacks: how often that may happen before the run stops.
         seed: of every random choice.
         device: "cpu" or "cuda".
         precision: "fp32", or "bf16" for autocast.
+        trackers: "wandb" and "trackio" get the rows too.
         resume: "auto" continues where there is a checkpoint, "never" refuses one, "must" needs one.
     """
 
@@ -62,9 +74,13 @@ class TrainerOptions:
     device: str
     precision: str
     resume: str
+    average_best: int = 1
+    patience: int = 0
+    max_rollbacks: int = 3
+    trackers: tuple[str, ...] = ()
 
 
-class Trainer:
+class Trainer(Recovery):
     """Trains an objective over an encoder.
 
     Args:
@@ -76,6 +92,9 @@ class Trainer:
         run_config: the composed config as yaml, written into the run folder.
         config: the model's plain config, written into each checkpoint.
         options: see TrainerOptions.
+        world: this process among the run's processes.
+        model: encoder and objective as one, where it has been sharded.
+        doctor: watches the run; without one nobody does.
     """
 
     def __init__(
@@ -91,141 +110,317 @@ class Trainer:
         run_config: str,
         config: dict[str, Any],
         options: TrainerOptions,
+        world: distributed.World | None = None,
+        model: distributed.TrainingModel | None = None,
+        doctor: Doctor | None = None,
     ):
+        self.doctor = doctor or Doctor(act="off")
         self.encoder, self.objective = encoder, objective
-        self.model = nn.ModuleDict({"encoder": encoder, "objective": objective})
+        self.world = world or distributed.World()
+        self.is_sharded = model is not None
+        self.model = model or distributed.TrainingModel(encoder, objective)
+        replicas = self.world.size > 1 and not self.is_sharded
+        self.replica = distributed.replicate(self.model) if replicas else self.model
         self.loader, self.valid_loader = loader, valid_loader
         self.optimizer, self.schedule = optimizer, schedule
         self.run_dir, self.run_config, self.config, self.options = run_dir, run_config, config, options
+        self.checkpoints = run_dir / "checkpoints"
         self.device = torch.device(options.device)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.step = self.saved_step = 0
-        self.bad_steps = 0
-        self.best = math.inf
+        # The last step of which all is done and nothing of the next; None in between, when nothing may be saved.
+        self.ready_step: int | None = 0
+        self.loader_state = self._loader_state([])
+        self.bad_steps = self.num_rollbacks = 0
+        self.ranking = Ranking(keep=max(options.average_best, 1), patience=options.patience)
+        self.best_name: str | None = None  # the checkpoint that `best` points at
+        self.validation_due = False
         self.averages = Averages()
-        self.stop_signal: int | None = None
+        self.stop, self.stop_agreed = StopRequest(), False
+        self.monitor: Monitor | None = None
 
     def fit(self) -> None:
         """Train to the last step; resumable at any."""
-        self._resume()
-        if self.step >= self.options.max_steps:
-            log.info("%s is finished at step %d; nothing to do", self.run_dir, self.step)
-            return
-        # Written only now: a run that is finished, or that this one must not continue, keeps its own.
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(self.run_config, encoding="utf-8")
-        monitor = Monitor(self.run_dir, max_steps=self.options.max_steps, first_step=self.step)
-        stream = self.loader.stream()
-        with self._signals(), contextlib.closing(monitor):
-            clock = time.monotonic()
-            while self.step < self.options.max_steps:
-                self.step += 1
-                self.run_step(stream)
-                if self._due(self.options.log_every) or self.step == 1:
-                    clock, elapsed_s = time.monotonic(), time.monotonic() - clock
-                    monitor.write(self._row(elapsed_s))
-                    self.averages = Averages()
-                if self.valid_loader and self._due(self.options.valid_every):
-                    paused = time.monotonic()
-                    monitor.write(self.validate())
-                    clock += time.monotonic() - paused
-                if self._due(self.options.checkpoint_every) or self.stop_signal:
-                    self.save()
-                if self.stop_signal and self.step < self.options.max_steps:
-                    raise Interrupted(
-                        f"{self.run_dir} was interrupted and is saved at step {self.step} of {self.options.max_steps}"
+        with lock(self.run_dir) if self.world.rank == 0 else contextlib.nullcontext():
+            self._resume()
+            if self._is_over():
+                log.info("%s is finished at step %d; nothing to do", self.run_dir, self.step)
+            else:
+                self._train()
+        self.world.close()
+
+    def _train(self) -> None:
+        with contextlib.ExitStack() as stack:
+            if self.world.rank == 0:
+                # Written only now: a run that is finished, or that this one must not continue, keeps its own.
+                with self._writing():
+                    files.write_text(self.run_dir / "config.yaml", self.run_config)
+                    monitor = Monitor(
+                        self.run_dir,
+                        max_steps=self.options.max_steps,
+                        first_step=self.step,
+                        trackers=self.options.trackers,
                     )
+                self.monitor = stack.enter_context(contextlib.closing(monitor))
+            self.doctor.attend(self)
+            stack.enter_context(self.stop.listening())
+            self.clock = time.monotonic()
+            stream = self.loader.stream()
+            while True:
+                try:
+                    if not self._finish_step():
+                        break
+                    self._advance(stream)
+                except Diverged as reason:
+                    self._go_back(reason)
+                    stream = self.loader.stream()
+                except Interrupted:
+                    raise
+                except Exception:
+                    self._rescue()
+                    raise
+
+    def _advance(self, stream: Iterator[Batch | None]) -> None:
+        """One step and its row."""
+        self.step += 1
+        self.run_step(stream)
+        if self._is_logged():
+            clock, self.clock = self.clock, time.monotonic()
+            row = self._row(self.clock - clock)
+            self._write(row)
+            self.averages = Averages()
+            reason = self.doctor.judge(row)
+            if reason:
+                raise Diverged(reason)
+        self.validation_due = self.valid_loader is not None and self._due(self.options.valid_every)
+        self.ready_step = self.step
+
+    def _finish_step(self) -> bool:
+        """What follows a step: validation and checkpoints. False where it was the last.
+
+        A resume comes here first: a run that was stopped may have a validation left to do.
+        """
+        if self.validation_due and not self._stopping():
+            self._validate()
+        if self._due(self.options.checkpoint_every) or self._stopping() or self._is_over():
+            self.save()
+        if self._is_over():
+            return False
+        if self._stopping():
+            raise Interrupted(
+                f"{self.run_dir} was interrupted and is saved at step {self.step} of {self.options.max_steps}"
+            )
+        return True
+
+    def _is_over(self) -> bool:
+        return (self.step >= self.options.max_steps or self.ranking.is_over) and not self.validation_due
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.options.max_steps
 
-    def run_step(self, stream: Iterator[Batch]) -> None:
-        """One optimiser step over `accumulate` batches of the stream."""
-        options = self.options
+    def _is_logged(self) -> bool:
+        return self._due(self.options.log_every) or self.step == 1
+
+    def _stopping(self) -> bool:
+        """Whether a signal asks for a stop, and all ranks know."""
+        return bool(self.stop) if self.world.size == 1 else self.stop_agreed
+
+    # The step
+
+    def run_step(self, stream: Iterator[Batch | None]) -> None:
+        """One optimiser step over `accumulate` batches of the stream, on each rank."""
+        options, world = self.options, self.world
         self.model.train()
         self.objective.begin_step(self.step, options.max_steps)
-        batches = [next(stream).to(self.device) for _ in range(options.accumulate)]
+        batches = self._take(stream)
+        self.doctor.begin_step(batches, is_logged=self._is_logged())
         totals = self._totals(batches)
+        averages, loss = Averages(), torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
-            # Dropout draws from torch's global generator: this makes it a function of the step.
-            torch.manual_seed(derive_seed(options.seed, "dropout", self.step, number))
-            output = self._forward(batch)
-            totals_here = totals or {name: term.count for name, term in output.terms.items()}
-            loss = sum(t.weight * t.sum / max(totals_here[name], 1) for name, t in output.terms.items())
-            loss.backward()
-            self._account(output)
-        self._update()
+            # Dropout draws from torch's global generator: this makes it a function of the step and the batch.
+            torch.manual_seed(derive_seed(options.seed, "dropout", self.step, number * world.size + world.rank))
+            with self._keeping_gradients(more=number < len(batches) - 1):
+                output = self._forward(self.replica, batch)
+                totals_here = totals or {name: term.count for name, term in output.terms.items()}
+                part = sum(t.weight * t.sum / max(totals_here[name], 1) for name, t in output.terms.items())
+                # DDP and FSDP2 divide the sum over ranks by their number.
+                (part * world.size).backward()
+            loss = loss + part.detach()
+            _account(averages, output)
         num_samples = sum(int(batch.lengths.sum()) for batch in batches)
-        self.averages.add("audio_seconds", num_samples / self.config["sample_rate"], 1)
+        num_padded = sum(batch.waveforms.numel() for batch in batches)
+        averages.add("audio_seconds", num_samples / self.config["sample_rate"], 1)
+        averages.add("padding_share", num_padded - num_samples, num_padded)
+        averages, loss = self._tell(averages, loss)
+        self._update(averages, loss)
+
+    def _take(self, stream: Iterator[Batch | None]) -> list[Batch]:
+        """The step's batches. Where a whole batch could not be read on one rank, no rank uses its own."""
+        batches = []
+        while len(batches) < self.options.accumulate:
+            batch = next(stream)
+            if not self.world.any(batch is None):
+                batches.append(batch.to(self.device))
+        return batches
 
     def _totals(self, batches: list[Batch]) -> dict[str, int] | None:
-        """Each term's count over all batches of the step, known before the first backward pass."""
-        if len(batches) == 1:
+        """Each term's count over all batches of the step on all ranks, known before the first backward pass."""
+        if len(batches) == self.world.size == 1:
             return None
         totals: dict[str, int] = {}
         for batch in batches:
             frames = [self.encoder.feature_encoder.num_frames(n) for n in batch.lengths.tolist()]
             for name, count in self.objective.counts(batch, frames).items():
                 totals[name] = totals.get(name, 0) + count
-        return totals
+        ranks = self.world.gather(totals)
+        return {name: sum(counts[name] for counts in ranks) for name in totals}
 
-    def _forward(self, batch: Batch) -> LossOutput:
+    def _forward(self, model: nn.Module, batch: Batch) -> LossOutput:
         # One generator a step, the same for all batches and ranks: LayerDrop drops the same layers everywhere.
         layers = generator(self.options.seed, "layers", self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
-            return self.objective(self.encoder, batch, layers)
+            _, output = model(batch, layers)
+        return output
 
-    def _account(self, output: LossOutput) -> None:
-        for name, term in output.terms.items():
-            self.averages.add(f"loss_{name}", term.sum, term.count)
-            self.averages.add(f"weight_{name}", term.weight, 1)
-        for name, (total, count) in output.metrics.items():
-            self.averages.add(name, total, count)
+    def _keeping_gradients(self, *, more: bool) -> contextlib.AbstractContextManager:
+        """DDP sums gradients over ranks once a step, after the last batch."""
+        if more and isinstance(self.replica, nn.parallel.DistributedDataParallel):
+            return self.replica.no_sync()
+        return contextlib.nullcontext()
 
-    def _update(self) -> None:
-        """Clip, check, step. A non-finite gradient leaves the weights alone."""
+    def _tell(self, averages: Averages, loss: torch.Tensor) -> tuple[Averages, torch.Tensor]:
+        """Figures and loss over all ranks; with them travels what else ranks have to know of each other."""
+        if self.world.size == 1:
+            self.loader_state = self._loader_state([])
+            return averages, loss
+        mine = averages.state(), float(loss), bool(self.stop), (self.loader.num_read, self.loader.num_broken)
+        figures, losses, stops, counts = zip(*self.world.gather(mine), strict=True)
+        self.stop_agreed = any(stops)
+        self.loader_state = self._loader_state(counts)
+        return Averages.of(figures), torch.tensor(sum(losses), device=self.device)
+
+    def _update(self, averages: Averages, loss: torch.Tensor) -> None:
+        """Clip, check, step. A loss or gradient that is not finite leaves the weights and the figures alone."""
         options = self.options
-        scale = lr_scale(self.step, options.max_steps, **self.schedule)
+        scale = lr_scale(self.step, options.max_steps, **self.schedule) * ROLLBACK_SCALE**self.num_rollbacks
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * scale
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if norm.isfinite():
-            if options.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_norm, norm)
-            self.optimizer.step()
+        norm = norm.full_tensor() if sharded.is_part(norm) else norm
+        is_finite = bool((norm + loss).isfinite())
+        self.ready_step = None
+        if is_finite:
+            with self.doctor.updating(self.model):
+                if options.clip_norm:
+                    torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_norm, norm)
+                self.optimizer.step()
             self.bad_steps = 0
+            self.averages.merge(averages)
             self.averages.add("grad_norm", norm, 1)
         else:
             self.bad_steps += 1
-            log.warning("step %d skipped: its gradient is not finite (%d in a row)", self.step, self.bad_steps)
-            if self.bad_steps >= options.max_bad_steps:
-                raise UserError(
-                    f"{self.bad_steps} steps in a row had a gradient that is not finite, up to step {self.step}; the "
-                    "last checkpoint is kept; lower optim.lr"
-                )
-        self.averages.add("skipped_steps", float(self.bad_steps > 0), 1)
+            self.averages.add("audio_seconds", *averages.sums["audio_seconds"])
+            log.warning("step %d skipped: its loss or gradient is not finite (%d in a row)", self.step, self.bad_steps)
+        self.averages.add("skipped_steps", float(not is_finite), 1)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.bad_steps >= options.max_bad_steps:
+            raise Diverged(
+                f"{self.bad_steps} steps in a row, up to step {self.step}, had a loss or gradient that is not finite"
+            )
+
+    # Figures
 
     def _row(self, elapsed_s: float) -> dict[str, Any]:
         audio_s = float(self.averages.sums["audio_seconds"][0])
         return {
             "step": self.step,
+            **self.doctor.figures(),
             **_figures(self.averages.means()),
             "lr": self.optimizer.param_groups[0]["lr"],
             "audio_seconds_per_second": audio_s / elapsed_s,
+            "loader_share": self.loader.waiting_share(elapsed_s),
         }
 
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.monitor:
+            with self._writing():
+                self.monitor.write(row)
+
+    def _validate(self) -> None:
+        """Validate, write the row, and save where it is one of the best. A stop leaves it to the resumed run."""
+        paused = time.monotonic()
+        row = self.validate()
+        if row is not None:
+            self._write({"step": self.step, **row})
+            self.validation_due = False
+            self._rank(row)
+        self.clock += time.monotonic() - paused
+
+    def _rank(self, row: dict[str, float]) -> None:
+        """Compare a validation with those before it; where the run is over, with the average of the best."""
+        if self.ranking.add(self._cost(row), self.step) and self.ranking.steps[0] == self.step:
+            self.best_name = f"step_{self.step}"
+        if self.ranking.is_over:
+            log.info("stopped at step %d: %d validations in a row were no better", self.step, self.options.patience)
+        if self._is_over() and len(self.ranking.steps) > 1:
+            self._average_best()
+        if self.step in self.ranking.steps or self._is_over():
+            self.save()
+        if self.world.rank == 0 and self.best_name:
+            with self._writing():
+                checkpoints.point(self.checkpoints / "best", self.best_name)
+                self._remove_old()  # what was the best until now may go
+
+    def _cost(self, row: dict[str, float]) -> float:
+        """The figure of a validation that decides, as lower is better; NaN is the worst."""
+        value = row[f"valid_{self.options.best.removeprefix('-')}"]
+        return math.inf if math.isnan(value) else value * (-1 if self.options.best.startswith("-") else 1)
+
+    def _average_best(self) -> None:
+        """Average the weights of the best checkpoints, and make that `best` if validation says so."""
+        steps = self.ranking.steps
+        mine = {name: t.detach().clone() for name, t in sharded.whole(self.model.state_dict()).items()}
+        parts = (mine if step == self.step else self._weights_of(step) for step in steps)
+        checkpoints.load_tensors(self.model, average_weights(parts), self.checkpoints)
+        row = self.validate(to_the_end=True)
+        better = self._cost(row) < self.ranking.best[0][0]
+        if better:
+            self.best_name = "average"
+            self._write_checkpoint("average")
+        log.info(
+            "the average of steps %s is %s than the best of them",
+            ", ".join(map(str, sorted(steps))),
+            "better" if better else "no better",
+        )
+        self._write({"step": self.step, "averaged": sorted(steps), **row})
+        checkpoints.load_tensors(self.model, mine, self.checkpoints)
+
+    def _weights_of(self, step: int) -> dict[str, torch.Tensor]:
+        return checkpoints.read_tensors(self.checkpoints / f"step_{step}" / "model.safetensors")
+
     @torch.no_grad()
-    def validate(self) -> dict[str, Any]:
-        """Means over the validation manifest, keys prefixed with valid_."""
+    def validate(self, *, to_the_end: bool = False) -> dict[str, float] | None:
+        """Means over the validation manifest, keys prefixed with valid_; None where a signal asks for a stop first."""
         self.model.eval()
         self.objective.begin_step(self.step, self.options.max_steps)
-        averages, trained = Averages(), self.averages
-        self.averages = averages
-        for batch in self.valid_loader.once():
-            self._account(self._forward(batch.to(self.device)))
-        self.averages = trained
+        averages, batches, spare = Averages(), self.valid_loader.once(), None
+        with distributed.apart():
+            while True:
+                batch = next(batches, None)
+                have, stops = zip(*self.world.gather((batch is not None, bool(self.stop))), strict=True)
+                self.stop_agreed = any(stops)
+                if self.stop_agreed and not to_the_end:
+                    return None
+                if not any(have):
+                    break
+                if spare is None:
+                    spare = batch if all(have) else self.world.agree(batch)
+                # A rank without a batch takes part, since FSDP2 gathers weights from all, and its figures do not count.
+                output = self._forward(self.model, (batch or spare).to(self.device))
+                if batch is not None:
+                    _account(averages, output)
+        averages = Averages.of(self.world.gather(averages.state())) if self.world.size > 1 else averages
         row = {f"valid_{name}": value for name, value in _figures(averages.means()).items()}
         figure = f"valid_{self.options.best.removeprefix('-')}"
         if figure not in row:
@@ -233,101 +428,22 @@ class Trainer:
                 f"validation gives no {figure} to choose the best checkpoint by, but {', '.join(sorted(row))}; change "
                 "trainer.best, or add clips to data.valid that are long enough"
             )
-        value = row[figure] * (-1 if self.options.best.startswith("-") else 1)
-        if value < self.best:
-            self.best = value
-            self.save()
-            checkpoints.link(self.run_dir / "checkpoints" / "best", f"step_{self.step}")
-        return {"step": self.step, **row}
+        return row
 
-    def save(self) -> None:
-        """Write a checkpoint of this step, unless that is done."""
-        if self.saved_step == self.step:
-            return
-        folder = self.run_dir / "checkpoints"
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        state = {
-            "step": self.step,
-            "next_batch": self.loader.position,
-            "num_read": self.loader.num_read,
-            "num_broken": self.loader.num_broken,
-            "bad_steps": self.bad_steps,
-            "best": None if math.isinf(self.best) else self.best,
-            "averages": self.averages.state(),
-            "seed": self.options.seed,
-        }
-        checkpoints.save_checkpoint(
-            folder,
-            step=self.step,
-            config={**self.config, "step": self.step},
-            model=self.model.state_dict(),
-            optimizer=checkpoints.optimizer_tensors(self.optimizer, names),
-            trainer=state,
-        )
-        checkpoints.remove_old(folder, keep_last=self.options.keep_last)
-        self.saved_step = self.step
 
-    def _resume(self) -> None:
-        """Continue from `last` where there is one and the options say so."""
-        last = self.run_dir / "checkpoints" / "last"
-        if not last.exists():
-            if self.options.resume == "must":
-                raise UserError(f"{self.run_dir} holds no checkpoint to resume from; drop trainer.resume=must")
-            truncate_rows(self.run_dir / "metrics.jsonl", last_step=0)  # of a run that left no checkpoint
-            return
-        if self.options.resume == "never":
-            raise UserError(f"{self.run_dir} holds a run already; choose another run_dir or trainer.resume=auto")
-        found = checkpoints.load_checkpoint(last)
-        difference = checkpoints.first_difference({**self.config, "step": 0}, {**found.config, "step": 0})
-        if difference:
-            raise UserError(f"{last} is of another model: {difference}; choose another run_dir or the same settings")
-        checkpoints.load_tensors(self.model, found.tensors, found.folder)
-        self._load_state(found.folder)
-        if self.step < self.options.max_steps:
-            truncate_rows(self.run_dir / "metrics.jsonl", last_step=self.step)
-            append_row(
-                self.run_dir / "metrics.jsonl",
-                {"step": self.step, "event": "resumed", "resumed_from": self.step},
-            )
-            log.info("resumed %s at step %d", self.run_dir, self.step)
-
-    def _load_state(self, folder: Path) -> None:
-        named = dict(self.model.named_parameters())
-        tensors = checkpoints.read_tensors(folder / "optimizer.safetensors")
-        checkpoints.load_optimizer(self.optimizer, named, tensors)
-        state = checkpoints.read_json(folder / "trainer.json")
-        if state["seed"] != self.options.seed:
-            raise UserError(
-                f"{self.run_dir} was begun with trainer.seed={state['seed']}, not {self.options.seed}; choose another "
-                "run_dir or the same seed"
-            )
-        self.step, self.bad_steps = state["step"], state["bad_steps"]
-        self.best = math.inf if state["best"] is None else state["best"]
-        self.averages = Averages(state["averages"])
-        self.loader.position = state["next_batch"]
-        self.loader.num_read, self.loader.num_broken = state["num_read"], state["num_broken"]
-
-    @contextlib.contextmanager
-    def _signals(self):
-        """While training, SIGINT and SIGTERM ask for a save and a stop; a second SIGINT stops at once."""
-
-        def ask(number: int, _frame: object) -> None:
-            if self.stop_signal:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-            log.warning("stopping after this step; once more stops at once")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _account(averages: Averages, output: LossOutput) -> None:
+    """Add a batch's terms and metrics to the averages."""
+    for name, term in output.terms.items():
+        averages.add(f"loss_{name}", term.sum, term.count)
+        averages.add(f"weight_{name}", term.weight, 1)
+    for name, (total, count) in output.metrics.items():
+        averages.add(name, total, count)
 
 
 def _figures(means: dict[str, float]) -> dict[str, float]:
     """Averages to a row: the loss is the weighted sum of its terms, and bookkeeping is left out."""
     weights = {name.removeprefix("weight_"): means[name] for name in means if name.startswith("weight_")}
-    loss = sum(weight * means.get(f"loss_{name}", 0.0) for name, weight in weights.items())
+    # Without any term, every step was skipped.
+    loss = sum(weight * means.get(f"loss_{name}", 0.0) for name, weight in weights.items()) if weights else math.nan
     kept = {k: v for k, v in means.items() if not k.startswith("weight_") and k != "audio_seconds"}
     return {"loss": loss, **kept}

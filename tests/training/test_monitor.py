@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from speechssl.errors import UserError
 from speechssl.training.monitor import Averages, Monitor, append_row, truncate_rows
 
 
@@ -55,7 +56,7 @@ def test_rows_past_a_checkpoint_go_and_so_does_a_line_that_was_cut(tmp_path):
 def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not JSON .*; remove that line"):
         truncate_rows(path, last_step=3)
 
 

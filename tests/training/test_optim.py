@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from speechssl.errors import UserError
@@ -57,3 +58,22 @@ def test_weight_decay_is_for_matrices():
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
     assert groups == {0.01: {"0.weight"}, 0.0: {"0.bias", "1.weight", "1.bias", "2.bias"}}
+
+
+def test_layers_have_rates_of_their_own():
+    names = [
+        "objective.linear.weight",
+        "encoder.context.layers.0.feed_in.weight",
+        "encoder.context.layers.1.feed_in.weight",
+        "encoder.context.norm.weight",
+        "encoder.projection.weight",
+    ]
+    parameters = [(name, nn.Parameter(torch.zeros(2, 2))) for name in names]
+    optimizer = build_optimizer(
+        parameters, lr=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, encoder_scale=0.5, layer_decay=0.1
+    )
+    by_id = {id(p): name for name, p in parameters}
+    rates = {by_id[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = dict(zip(names, [1.0, 0.05, 0.5, 0.5, 0.005], strict=True))
+    assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == 1.0  # the one that is logged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,8 +20,11 @@ from speechssl.heads.ctc import CTCObjective
 from speechssl.manifest import Manifest
 from speechssl.models.encoder import Encoder
 from speechssl.objectives.wav2vec2 import Wav2Vec2Objective
+from speechssl.training import files
 from speechssl.training.checkpoint import load_checkpoint, model_config
+from speechssl.training.distributed import TrainingModel
 from speechssl.training.optim import build_optimizer
+from speechssl.training.run import make_deterministic
 from speechssl.training.trainer import Trainer, TrainerOptions
 from speechssl.types import LossOutput, Term
 
@@ -40,7 +44,7 @@ OPTIONS = {
     "resume": "auto",
 }
 SCHEDULE = {"warmup": 0.25, "hold": 0.0, "decay": "linear", "floor": 0.0}
-WALL_CLOCK = "audio_seconds_per_second"
+WALL_CLOCK = ("audio_seconds_per_second", "loader_share", "memory_gib", "memory_share")
 SECONDS = (0.5, 0.6, 0.4, 0.8, 0.7, 0.9, 0.5, 1.2)
 
 
@@ -106,7 +110,7 @@ def rows(trainer):
 
 def figures(trainer):
     """Rows without events and without the clock."""
-    return [{k: v for k, v in row.items() if k != WALL_CLOCK} for row in rows(trainer) if "event" not in row]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows(trainer) if "event" not in row]
 
 
 def after_step(trainer, step, action):
@@ -121,12 +125,31 @@ def after_step(trainer, step, action):
     trainer.run_step = run
 
 
+class Killed(BaseException):
+    """Nothing is saved on its way out."""
+
+
 def die():
-    raise ZeroDivisionError("as if killed")
+    raise Killed
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+terminate = send(signal.SIGTERM)
+
+
+def assert_same_run(ours, theirs):
+    """Rows, weights, optimiser and state are equal bit by bit, and so is what `best` is."""
+    assert figures(ours) == figures(theirs)
+    ours, theirs = (t.run_dir / "checkpoints" for t in (ours, theirs))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(folder / "last" / name) for folder in (ours, theirs))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in b)
+    assert (ours / "last/trainer.json").read_text() == (theirs / "last/trainer.json").read_text()
+    assert (ours / "best").readlink() == (theirs / "best").readlink()
 
 
 # The gradient of several batches
@@ -174,7 +197,8 @@ def test_accumulated_uneven_batches_give_the_gradient_of_one_large_batch(
         encoder = Encoder(small_config())
         objective = list(objectives(encoder, wav2vec2_options))[kind]
         trainer = build(objective=objective, accumulate=len(batches), clip_norm=0.0)
-        trainer.encoder, trainer.model = encoder, nn.ModuleDict({"encoder": encoder, "objective": objective})
+        trainer.encoder = encoder
+        trainer.model = trainer.replica = TrainingModel(encoder, objective)
         trainer.optimizer = Recorder(trainer.model.parameters(), lr=1.0)
         trainer.base_lrs = [1.0]
         trainer.step = 1
@@ -197,7 +221,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_bit_by_bit(build, stop, step, 
 
     first = build("parts")
     after_step(first, step, stop)
-    with pytest.raises((Interrupted, ZeroDivisionError)):
+    with pytest.raises((Interrupted, Killed)):
         first.fit()
     second = build("parts", weights=1)  # whose own weights must not matter
     second.fit()
@@ -205,19 +229,93 @@ def test_a_run_that_stops_and_goes_on_is_the_same_bit_by_bit(build, stop, step, 
     assert [row for row in rows(second) if "event" in row] == [
         {"step": resumed_from, "event": "resumed", "resumed_from": resumed_from}
     ]
-    assert figures(second) == figures(whole)
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        ours, theirs = (load_file(t.run_dir / "checkpoints" / "last" / name) for t in (second, whole))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    ours, theirs = ((t.run_dir / "checkpoints/last/trainer.json").read_text() for t in (second, whole))
-    assert ours == theirs
+    assert_same_run(second, whole)
+
+
+@pytest.mark.parametrize("moment", ["row", "best"])
+def test_a_kill_around_a_validation_loses_neither_its_row_nor_best(build, monkeypatch, moment):
+    """Between the row and the checkpoint, and between the checkpoint and the move of `best`."""
+    whole = build("whole")
+    whole.fit()
+    first = build("parts")
+    with monkeypatch.context() as patch:
+        if moment == "row":
+            save = first.save
+            patch.setattr(first, "save", lambda: die() if first.step == 4 else save())
+        else:
+            link, fatal = files.link, ("best", "step_4")
+            patch.setattr(files, "link", lambda path, to: die() if (path.name, to) == fatal else link(path, to))
+        with pytest.raises(Killed):
+            first.fit()
+    second = build("parts")
+    second.fit()
+    assert_same_run(second, whole)
+
+
+def test_a_signal_during_validation_leaves_it_to_the_resumed_run(build):
+    whole = build("whole")
+    whole.fit()
+    first = build("parts")
+    once = first.valid_loader.once
+
+    def stopped():
+        for batch in once():
+            terminate()
+            yield batch
+            yield batch
+
+    first.valid_loader.once = stopped
+    with pytest.raises(Interrupted, match=r"is saved at step 4 of 12"):
+        first.fit()
+    assert [row["step"] for row in rows(first)] == [1, 3]
+    second = build("parts")
+    second.fit()
+    assert_same_run(second, whole)
+
+
+def test_a_users_error_in_mid_run_loses_nothing(build, caplog):
+    caplog.set_level("INFO")
+    whole = build("whole")
+    whole.fit()
+    first = build("parts")
+    stream = first.loader.stream
+
+    def broken():
+        for number, batch in enumerate(stream()):
+            if number == 7:
+                raise UserError("too many clips are broken")
+            yield batch
+
+    first.loader.stream = broken
+    with pytest.raises(UserError, match="too many"):
+        first.fit()
+    assert load_checkpoint(first.run_dir).config["step"] == 7
+    assert "saved at step 7; the same command goes on from there" in caplog.text
+    second = build("parts")
+    second.fit()
+    assert_same_run(second, whole)
+
+
+def test_an_error_within_an_update_saves_nothing(build):
+    trainer = build()
+    real, calls = trainer.optimizer.step, []
+
+    def fail():
+        calls.append(1)
+        real()
+        if len(calls) == 7:
+            raise RuntimeError("half an update")
+
+    trainer.optimizer.step = fail
+    with pytest.raises(RuntimeError, match="half"):
+        trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 5
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_rows(build):
     first = build()
     after_step(first, 4, die)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(Killed):
         first.fit()
     assert len(rows(first)) == 2
     second = build()
@@ -225,32 +323,84 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_no_rows(build):
     assert [row["step"] for row in rows(second)] == [1, 3, 4, 6, 8, 9, 12, 12]
 
 
-def test_a_signal_saves_and_says_where(build):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_says_where(build, number):
+    before = signal.getsignal(number)
     trainer = build()
-    after_step(trainer, 2, terminate)
+    after_step(trainer, 2, send(number))
     with pytest.raises(Interrupted, match=r"run was interrupted and is saved at step 2 of 12$"):
         trainer.fit()
     assert load_checkpoint(trainer.run_dir).config["step"] == 2
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as before the run
+    assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_stops_at_once(build):
-    trainer = build()
+def test_a_second_ctrl_c_stops_at_once_but_a_schedulers_second_signal_does_not(build):
+    def both(first, second):
+        return lambda: (send(first)(), send(second)())
 
-    def twice():
-        terminate()
-        terminate()
-
-    after_step(trainer, 2, twice)
+    trainer = build("at_once")
+    after_step(trainer, 2, both(signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
+    assert not (trainer.run_dir / "checkpoints").exists()
+    trainer = build("saved")
+    after_step(trainer, 2, both(signal.SIGUSR1, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 2
 
 
 def test_a_signal_in_the_last_step_is_too_late(build):
-    trainer = build()
+    trainer = build(valid=False)
     after_step(trainer, 12, terminate)
     trainer.fit()
     assert load_checkpoint(trainer.run_dir).config["step"] == 12
+
+
+def test_a_second_run_on_the_same_folder_is_refused_by_name_of_the_first(build):
+    trainer = build()
+    reader, writer = os.pipe()
+
+    def second():
+        if os.fork() == 0:  # fcntl's locks are between processes
+            try:
+                build().fit()
+            except UserError as error:
+                os.write(writer, str(error).encode())
+            os._exit(0)
+        os.wait()
+
+    after_step(trainer, 2, second)
+    trainer.fit()
+    said = os.read(reader, 10_000).decode()
+    assert f"{trainer.run_dir} is in use by process {os.getpid()} on " in said
+    assert "pytest" in said
+    assert "choose another run_dir" in said
+    assert not (trainer.run_dir / ".lock").exists()
+    build(resume="must").fit()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("operation", ["write_tensors", "write_text", "sync", "rename"])
+def test_a_full_disk_stops_with_one_sentence_and_the_last_checkpoint(build, monkeypatch, operation, number):
+    trainer = build("parts", valid=False, max_steps=7, checkpoint_every=3)
+    real = getattr(files, operation)
+
+    def full(path, *args):
+        if trainer.step == 6:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, operation, full)
+        said = rf"not be written at step 6: {os.strerror(number)} \(.*\); the checkpoint of step 3 is whole; make room"
+        with pytest.raises(Interrupted, match=said):
+            trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 3
+    build("parts", valid=False, max_steps=7, checkpoint_every=3).fit()
+    whole = build("whole", valid=False, max_steps=7, checkpoint_every=3)
+    whole.fit()
+    assert figures(trainer) == figures(whole)
 
 
 def contents(folder):
@@ -353,7 +503,7 @@ def test_rows_have_what_the_contract_asks(build):
         assert 0 < row["chance"] <= 1
         assert 2 <= row["code_perplexity"] <= 10
         assert row["grad_norm"] > 0
-        assert row[WALL_CLOCK] > 0
+        assert row["audio_seconds_per_second"] > 0
         parts = (row["loss_contrastive"], 0.1 * row["loss_diversity"], 10.0 * row["loss_feature_penalty"])
         assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert training[0]["lr"] == pytest.approx(3e-3 / 3)  # the first of three steps of warm-up
@@ -405,13 +555,92 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(build, caplog):
     assert weights[0] == weights[1] == weights[2] != weights[3]
     assert [row["skipped_steps"] for row in rows(trainer)] == [0, 1, 1, 0, 0]
     assert rows(trainer)[1]["loss"] is None
-    assert "step 3 skipped: its gradient is not finite (2 in a row)" in caplog.text
+    assert "step 3 skipped: its loss or gradient is not finite (2 in a row)" in caplog.text
 
 
-def test_too_many_such_gradients_end_the_run(build):
-    trainer = build(objective=Slope([1.0] + [float("nan")] * 3), valid=False)
-    with pytest.raises(UserError, match=r"3 steps in a row.*up to step 4.*optim\.lr"):
+def test_a_loss_that_is_not_finite_skips_the_step_though_its_gradient_is(build):
+    class Endless(Slope):
+        def forward(self, encoder, batch, generator):
+            output = super().forward(encoder, batch, generator)
+            if self.slope == 0.5:
+                output.terms["constant"].sum = output.terms["constant"].sum + torch.inf
+            return output
+
+    trainer = build(objective=Endless([1.0, 0.5, 1.0]), valid=False, max_steps=3, log_every=3)
+    trainer.fit()
+    assert [row["skipped_steps"] for row in rows(trainer)] == [0, 0.5]
+    assert rows(trainer)[1]["loss_constant"] == 0.5  # of the step that was not skipped
+
+
+class Stumbling(Slope):
+    """Not finite from step 7 on, so many times in all."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.left = times
+
+    def begin_step(self, step, max_steps):
+        self.slope = 1.0
+        if step >= 7 and self.training and self.left:
+            self.left -= 1
+            self.slope = float("nan")
+
+
+def test_a_run_that_diverges_goes_back_with_half_the_rate(build, caplog):
+    trainer = build(objective=Stumbling(3), valid=False, log_every=1)
+    trainer.fit()
+    [event] = [row for row in rows(trainer) if "event" in row]
+    assert event == {"step": 5, "event": "rolled_back", "rolled_back_from": 9, "rate_scale": 0.5}
+    assert [row["step"] for row in rows(trainer) if "event" not in row] == list(range(1, 13))
+    rates = {row["step"]: row["lr"] for row in rows(trainer) if "lr" in row}
+    assert rates[5] == pytest.approx(3e-3 * 7 / 9)  # warmed up after 3 of 12 steps, then down to 0
+    assert rates[6] == pytest.approx(3e-3 * 6 / 9 / 2)
+    assert "3 steps in a row, up to step 9" in caplog.text
+    assert "going on from step 5 with the rate times 0.5" in caplog.text
+    assert sum(row.get("skipped_steps", 0) for row in rows(trainer)) == 0
+
+
+def test_a_lower_rate_stays_lower_when_the_run_is_resumed(build):
+    whole = build("whole", objective=Stumbling(3), valid=False, log_every=1)
+    whole.fit()
+    first = build("parts", objective=Stumbling(3), valid=False, log_every=1)
+    after_step(first, 6, lambda: first.num_rollbacks and die())
+    with pytest.raises(Killed):
+        first.fit()
+    second = build("parts", objective=Stumbling(0), valid=False, log_every=1)
+    second.fit()
+    assert figures(second) == figures(whole)
+    assert torch.equal(second.objective.weight, whole.objective.weight)
+
+
+def test_a_run_that_keeps_diverging_ends_and_says_why(build):
+    trainer = build(objective=Stumbling(99), valid=False, max_rollbacks=2)
+    with pytest.raises(
+        UserError, match=r"stops after 2 times .*: 3 steps in a row, up to step 9,.* not finite.*optim\.lr"
+    ):
         trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 5
+
+
+def test_without_a_checkpoint_the_run_goes_on_from_where_it_is(build):
+    trainer = build(objective=Slope([1.0] + [float("nan")] * 3), valid=False, max_steps=5, log_every=1)
+    trainer.fit()
+    assert [row["step"] for row in rows(trainer)] == [1, 2, 3, 4, 5]
+    assert rows(trainer)[3]["event"] == "rolled_back"
+    assert rows(trainer)[4]["lr"] < rows(trainer)[2]["lr"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(build):
+    trainer = build(objective=Slope(), valid=False, max_rollbacks=1)
+
+    def spoil():
+        trainer.objective.weight.data.fill_(float("inf"))
+        trainer.objective.weight.requires_grad_(False)  # so that no gradient shows it
+
+    after_step(trainer, 9, spoil)
+    with pytest.raises(UserError, match=r"objective\.weight is not finite after step 10"):
+        trainer.fit()
+    assert load_checkpoint(trainer.run_dir).config["step"] == 5
 
 
 def test_choices_differ_with_the_seed(build):
@@ -421,8 +650,67 @@ def test_choices_differ_with_the_seed(build):
     assert figures(runs[0]) != figures(runs[1])
 
 
+def test_deterministic_algorithms_change_no_bit_on_a_cpu(build, monkeypatch):
+    build("plain", max_steps=4).fit()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    make_deterministic()
+    try:
+        build("deterministic", max_steps=4).fit()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_run(build("deterministic"), build("plain"))
+
+
 def test_bf16_trains(build):
     trainer = build(precision="bf16", max_steps=2)
     trainer.fit()
     assert all(row["grad_norm"] > 0 for row in rows(trainer) if "loss" in row)
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+# Early stopping and the average of the best
+
+
+class Valley(Slope):
+    """Validation gives what it is told, whatever the weights."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = list(values)
+
+    def forward(self, encoder, batch, generator):
+        output = super().forward(encoder, batch, generator)
+        if not self.training and batch.utterances[0].id == "1":
+            output.metrics["value"] = (self.values.pop(0), 1)
+        return output
+
+
+def test_a_run_ends_when_patience_does_and_stays_ended(build):
+    trainer = build(objective=Valley([5.0, 3.0, 4.0, 3.5, 1.0]), best="value", patience=2, max_steps=100, valid_every=2)
+    trainer.fit()
+    assert trainer.step == 8
+    checkpoints = trainer.run_dir / "checkpoints"
+    assert (checkpoints / "best").readlink() == Path("step_4")
+    assert (checkpoints / "last").readlink() == Path("step_8")
+    again = build(objective=Valley([0.0]), best="value", patience=2, max_steps=100, valid_every=2)
+    again.fit()
+    assert again.step == 8 and len(rows(again)) == len(rows(trainer))
+
+
+@pytest.mark.parametrize(("average", "best"), [(0.5, "average"), (2.5, "step_8")])
+def test_the_average_of_the_best_is_best_where_it_is_better(build, average, best):
+    values = [5.0, 3.0, 4.0, 2.0, average]
+    trainer = build(objective=Valley(values), best="value", average_best=2, max_steps=8, valid_every=2)
+    trainer.fit()
+    checkpoints = trainer.run_dir / "checkpoints"
+    assert (checkpoints / "best").readlink() == Path(best)
+    weights = [load_file(checkpoints / name / "model.safetensors") for name in ("step_4", "step_8")]
+    assert torch.equal(
+        load_checkpoint(checkpoints / "last").tensors["objective.weight"], weights[1]["objective.weight"]
+    )
+    if best == "average":
+        found = load_checkpoint(trainer.run_dir, prefer="best").tensors
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, (weights[0][name] + weights[1][name]) / 2)
+    [row] = [row for row in rows(trainer) if "averaged" in row]
+    assert (row["averaged"], row["valid_value"]) == ([4, 8], average)
