@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,12 +36,13 @@ class Identifier:
     """
 
     def __init__(self, model: SpeechModel) -> None:
-        if not isinstance(model.objective, ClassifyObjective):
+        found = model.with_head(ClassifyObjective)
+        if found is None:
             raise UserError(
                 f"the checkpoint {model.source} has no classifier, so it cannot tell voices apart: give it "
                 f"one with `speechssl finetune task=speaker init={model.source}`"
             )
-        self.model = model
+        self.model = replace(found, needs_voice=True)
 
     def identify(self, audio: Clip, sample_rate: int | None = None) -> Identification:
         """The label of one clip: an audio file, or samples float [N] with their rate.
@@ -72,6 +74,10 @@ class Identifier:
         labels = self.model.objective.labels
         found = zip(best.tolist(), scores.tolist(), strict=True)
         return [Identification(labels[i], score) for i, score in found]
+
+    def classify_all(self, embeddings: np.ndarray) -> list[Identification]:
+        """The same of an array [clips, E], wherever the model computes."""
+        return self.classify(torch.from_numpy(embeddings).to(self.model.device))
 
 
 def load_identifier(checkpoint: str | os.PathLike[str], *, device: str = "auto") -> Identifier:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from speechssl.errors import UserError
 from speechssl.training.checkpoint import build_model, load_checkpoint
 from speechssl.training.run import choose_device
 from speechssl.types import EncoderOutput
-from speechssl.windows import WHOLE, Window, Windowing
+from speechssl.windows import WHOLE, Window
 
 log = logging.getLogger("speechssl")
 
@@ -38,6 +38,7 @@ class SpeechModel:
         normalize: whether it takes each clip at zero mean and unit variance.
         device: where it computes.
         source: the checkpoint, for messages.
+        needs_voice: whether silence, and clips too short for a voice, are refused.
     """
 
     encoder: nn.Module
@@ -46,6 +47,7 @@ class SpeechModel:
     normalize: bool
     device: torch.device
     source: Path
+    needs_voice: bool = False
 
     @property
     def min_samples(self) -> int:
@@ -57,16 +59,26 @@ class SpeechModel:
         """Seconds from one frame to the next."""
         return self.encoder.config.hop / self.sample_rate
 
+    def with_head(self, kind: type[nn.Module]) -> SpeechModel | None:
+        """The same model with its head of a kind, which may be one of several that were trained together."""
+        if isinstance(self.objective, kind):
+            return self
+        for head in self.objective.children() if self.objective is not None else ():
+            if isinstance(head, kind):
+                return replace(self, objective=head)
+        return None
+
     def encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
         """Zero-padded waveforms float32 [B, N] with lengths int64 [B] in samples -> EncoderOutput."""
         return self.encoder(waveforms.to(self.device), lengths)
 
-    def read(self, source: Clip, sample_rate: int | None = None) -> Tensor:
+    def read(self, source: Clip, sample_rate: int | None = None, *, name: str = "the clip") -> Tensor:
         """A clip as the model wants it.
 
         Args:
             source: an audio file, or the samples of one channel: float [N], full scale at 1.
             sample_rate: samples a second of an array; a file says its own.
+            name: of an array, for messages.
 
         Returns:
             float32 [N] at the model's rate.
@@ -78,13 +90,20 @@ class SpeechModel:
         if isinstance(source, (str, os.PathLike)):
             name, waveform = str(source), audio.load(source, sample_rate=self.sample_rate)
         else:
-            name, waveform = "the clip", self._from_samples(source, sample_rate)
+            waveform = self._from_samples(source, sample_rate)
         if len(waveform) < self.min_samples:
             raise UserError(
                 f"{name}: lasts {len(waveform) / self.sample_rate:.4f} s, and the model needs at least "
                 f"{self.min_samples / self.sample_rate:.4f} s; give a longer recording."
             )
+        if self.needs_voice:
+            self._check_voice(name, waveform)
         return self.scale(waveform)
+
+    def _check_voice(self, name: str, waveform: Tensor) -> None:
+        reason = audio.voiceless(waveform, self.sample_rate)
+        if reason:
+            raise UserError(f"{name}: {reason}; give another recording.")
 
     def scale(self, waveform: Tensor) -> Tensor:
         """Float [N] at zero mean and unit variance, if the model takes clips so."""
@@ -92,13 +111,13 @@ class SpeechModel:
 
     def batches(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
         """Whole files in their order, as (paths, waveforms [B, N], lengths [B]); else as `window_batches`."""
-        for parts, waveforms, lengths in self.window_batches(paths, batch_seconds=batch_seconds, windowing=None):
+        for parts, waveforms, lengths in self.window_batches(paths, batch_seconds=batch_seconds):
             yield [path for path, _ in parts], waveforms, lengths
 
     def window_batches(
-        self, paths: Sequence[Path], *, batch_seconds: float, windowing: Windowing | None
+        self, paths: Sequence[Path], *, batch_seconds: float, cut: Callable[[Path], list[Window]] | None = None
     ) -> Iterator[tuple[list[tuple[Path, Window]], Tensor, Tensor]]:
-        """Files in their order, long ones in windows, as (parts, waveforms [B, N], lengths [B]).
+        """Files in their order, in the windows that `cut` gives, as (parts, waveforms [B, N], lengths [B]).
 
         A batch has at most `batch_seconds` in all; a longer part comes alone. No more of a file is in memory than
         that and one window. A model that normalises each clip is given each window normalised by itself. A file
@@ -110,7 +129,7 @@ class SpeechModel:
         """
         ready: list[tuple[tuple[Path, Window], Tensor]] = []
         unusable: list[str] = []
-        for path, window, waveform in self._parts(paths, windowing, unusable):
+        for path, window, waveform in self._parts(paths, cut, unusable):
             num_samples = len(waveform) + sum(len(x) for _, x in ready)
             if ready and num_samples > batch_seconds * self.sample_rate:
                 yield _pad(ready)
@@ -124,18 +143,18 @@ class SpeechModel:
             raise UserError(f"{len(unusable)} of {len(paths)} files cannot be used, the first: {unusable[0]}")
 
     def _parts(
-        self, paths: Sequence[Path], windowing: Windowing | None, unusable: list[str]
+        self, paths: Sequence[Path], cut: Callable[[Path], list[Window]] | None, unusable: list[str]
     ) -> Iterator[tuple[Path, Window, Tensor]]:
         """The windows of all files; why one cannot be used is added to `unusable`."""
         for path in paths:
             try:
-                for window in windowing.cut(self._num_samples(path)) if windowing else [WHOLE]:
+                for window in cut(path) if cut else [WHOLE]:
                     yield path, window, self.read(path) if window is WHOLE else self._read_window(path, window)
             except UserError as error:
                 log.warning("%s", error)
                 unusable.append(str(error))
 
-    def _num_samples(self, path: Path) -> int:
+    def num_samples(self, path: Path) -> int:
         """Samples of a file at the model's rate."""
         info = audio.info(path)
         return math.ceil(info.num_samples * self.sample_rate / info.sample_rate)

@@ -1,26 +1,28 @@
 """Speech to text with a fine-tuned checkpoint, from Python and for the commands.
 
-Recordings longer than a window go through the model in overlapping windows (see speechssl/windows.py), whose logits
-are joined and decoded once. What differs from the whole recording at once: attention sees the window only; group norm
-(BASE) takes its statistics over the window; and where the model wants each clip at zero mean and unit variance, each
-window is given so.
+A recording longer than the clips that the model was trained on is cut at its pauses (see speechssl/segments.py),
+and each stretch is decoded by itself; a stretch without a pause goes through the model in overlapping windows (see
+speechssl/windows.py), whose logits are joined before they are decoded. What differs from the whole recording at once:
+attention, group norm (BASE) and the zero mean and unit variance that some models want are of a stretch or window.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from speechssl.decoding.greedy import GreedyDecoder, Transcript, Word
+from speechssl.cutting import Cutter, assemble
+from speechssl.decoding.greedy import GreedyDecoder
+from speechssl.decoding.transcript import Alternative, Transcript, Word, join
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.inference import Clip, SpeechModel, load_model
-from speechssl.windows import Windowing
+from speechssl.windows import WHOLE, Window
 
 WINDOW_S, CONTEXT_S = 30.0, 2.0
 
@@ -32,10 +34,14 @@ class Recognition:
     Attributes:
         text: the words with one space between them.
         words: the same with times (seconds from the start of the clip) and confidences.
+        duration_s: how long the clip lasts, to a frame.
+        alternatives: the n best readings, where the decoder gives them and the clip was decoded as one.
     """
 
     text: str
     words: list[Word]
+    duration_s: float = 0.0
+    alternatives: list[Alternative] = field(default_factory=list)
 
 
 class Recognizer:
@@ -44,7 +50,8 @@ class Recognizer:
     Args:
         model: the checkpoint's model.
         decoder: logits [T, V] of one clip -> Transcript; greedy if not given.
-        window_s: longer clips go through the model in windows of so many seconds; None is each clip at once.
+        window_s: no more than so many seconds go through the model at once, and less where it was trained on shorter
+            clips; None is each clip at once.
         context_s: seconds at each end of a window of which the logits are dropped.
 
     Raises:
@@ -59,18 +66,17 @@ class Recognizer:
         window_s: float | None = WINDOW_S,
         context_s: float = CONTEXT_S,
     ) -> None:
-        if not isinstance(model.objective, CTCObjective):
+        found = model.with_head(CTCObjective)
+        if found is None:
             raise UserError(
                 f"the checkpoint {model.source} has no CTC head, so it cannot transcribe: give it one with "
                 f"`speechssl finetune task=ctc init={model.source}`"
             )
-        self.model = model
+        self.model = model = found
         self.decoder = decoder or GreedyDecoder(model.objective.vocabulary)
-        self.windowing = None
+        self.cutter = None
         if window_s is not None:
-            self.windowing = Windowing(
-                model.encoder.config, sample_rate=model.sample_rate, window_s=window_s, context_s=context_s
-            )
+            self.cutter = Cutter(model, window_s=window_s, context_s=context_s)
 
     def transcribe(self, audio: Clip, sample_rate: int | None = None) -> Recognition:
         """The text of one clip with times: an audio file, or samples float [N] with their rate.
@@ -96,22 +102,28 @@ class Recognizer:
             UserError: at the end, if there were files that cannot be used.
         """
         kept: list[Tensor] = []
+        done: list[tuple[int, Transcript]] = []
+        current = None
         for parts, waveforms, lengths in self.model.window_batches(
-            paths, batch_seconds=batch_seconds, windowing=self.windowing
+            paths, batch_seconds=batch_seconds, cut=self.cutter.of_file if self.cutter else None
         ):
             for (path, window), logits in zip(parts, self.logits(waveforms, lengths), strict=True):
-                if window.is_first:
-                    kept = []  # a file that broke off left some
-                kept.append(logits[window.keep])
-                if window.is_last:
-                    yield path, self.decoder(torch.cat(kept))
+                if path != current:
+                    current, done = path, []  # a file that broke off left some
+                stretch = assemble(window, logits, kept)
+                if stretch is not None:
+                    done.append((window.first_frame, self.decoder(stretch)))
+                    if window.ends_recording:
+                        yield path, self._joined(done, lambda path=path: self.model.num_samples(path))
+                        current = None
 
     def decode(self, waveforms: Tensor, lengths: Tensor) -> list[Transcript]:
         """A batch, zero-padded float32 [B, N] with lengths int64 [B] in samples -> one Transcript a clip."""
-        if self.windowing is None or len(self.windowing.cut(int(lengths.max()))) == 1:
-            return [self.decoder(clip) for clip in self.logits(waveforms, lengths)]
         clips = [waveform[:length] for waveform, length in zip(waveforms, lengths.tolist(), strict=True)]
-        return [self.decoder(self._joined_logits(clip)) for clip in clips]
+        cuts = [self.cutter.of_waveform(clip) if self.cutter else [WHOLE] for clip in clips]
+        if all(windows == [WHOLE] for windows in cuts):
+            return [self.decoder(clip) for clip in self.logits(waveforms, lengths)]
+        return [self._decode_long(clip, windows) for clip, windows in zip(clips, cuts, strict=True)]
 
     @torch.inference_mode()
     def logits(self, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
@@ -119,19 +131,30 @@ class Recognizer:
         output = self.model.encode(waveforms, lengths)
         return list(self.model.objective.logits(output).float().cpu().split(output.frame_lengths))
 
-    def _joined_logits(self, waveform: Tensor) -> Tensor:
-        """One clip [N], a window after the other -> [T, V]."""
-        windows, kept = self.windowing.cut(len(waveform)), []
+    def _decode_long(self, waveform: Tensor, windows: list[Window]) -> Transcript:
+        """One clip [N], a window after the other."""
+        kept: list[Tensor] = []
+        done: list[tuple[int, Transcript]] = []
         for window in windows:
             part = waveform[window.start : window.end]
-            part = self.model.scale(part) if len(windows) > 1 else part
+            part = part if window == WHOLE else self.model.scale(part)
             [logits] = self.logits(part[None], torch.tensor([len(part)]))
-            kept.append(logits[window.keep])
-        return torch.cat(kept)
+            stretch = assemble(window, logits, kept)
+            if stretch is not None:
+                done.append((window.first_frame, self.decoder(stretch)))
+        return self._joined(done, lambda: len(waveform))
+
+    def _joined(self, done: list[tuple[int, Transcript]], length: Callable[[], int]) -> Transcript:
+        """What a recording says, from its stretches; its length in samples is asked for where it was cut."""
+        if len(done) == 1 and done[0][0] == 0:
+            return done[0][1]
+        return join(done, num_frames=self.cutter.num_frames(length()))
 
     def recognition(self, transcript: Transcript) -> Recognition:
         """A decoded clip with its frames turned into seconds."""
-        return Recognition(transcript.text, transcript.words(self.model.frame_s))
+        alternatives = list(transcript.alternatives) if len(transcript.alternatives) > 1 else []
+        frame_s = self.model.frame_s
+        return Recognition(transcript.text, transcript.words(frame_s), transcript.num_frames * frame_s, alternatives)
 
 
 def load_recognizer(

@@ -22,17 +22,18 @@ def accuracy(labels: Sequence[str], predictions: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(labels, predictions, strict=True)) / len(labels)
 
 
-def eer(scores: np.ndarray, is_target: np.ndarray) -> float:
+def eer(scores: np.ndarray, is_target: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     """Equal error rate: where P_miss equals P_fa, on the line between the two operating points around it.
 
     Args:
         scores: float [trials], finite.
         is_target: bool [trials].
+        weights: how often each trial counts, [trials]; once each where not given.
 
     Raises:
         UserError: there is no target trial, or no other.
     """
-    miss, false_alarm = operating_points(scores, is_target)
+    miss, false_alarm = operating_points(scores, is_target, weights=weights)
     gap = miss - false_alarm  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
     before = after - 1
@@ -47,6 +48,7 @@ def min_dcf(
     p_target: float = 0.05,
     c_miss: float = 1.0,
     c_false_alarm: float = 1.0,
+    weights: np.ndarray | None = None,
 ) -> float:
     """Lowest detection cost over all thresholds, as a share of the cost of always answering alike.
 
@@ -55,12 +57,14 @@ def min_dcf(
 
     Args and errors: as `eer`; `p_target` is the share of target trials in the intended use.
     """
-    miss, false_alarm = operating_points(scores, is_target)
+    miss, false_alarm = operating_points(scores, is_target, weights=weights)
     reject_all, accept_all = c_miss * p_target, c_false_alarm * (1 - p_target)
     return float((reject_all * miss + accept_all * false_alarm).min() / min(reject_all, accept_all))
 
 
-def operating_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def operating_points(
+    scores: np.ndarray, is_target: np.ndarray, *, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """P_miss and P_fa at every threshold that makes a difference, from accepting nothing to accepting all.
 
     Returns:
@@ -69,8 +73,8 @@ def operating_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndar
     scores, is_target = np.asarray(scores), np.asarray(is_target, dtype=bool)
     assert scores.shape == is_target.shape and scores.ndim == 1, (scores.shape, is_target.shape)
     assert np.isfinite(scores).all(), "scores must be finite"
-    num_targets = int(is_target.sum())
-    num_others = len(is_target) - num_targets
+    counts = np.ones(len(scores), dtype=np.int64) if weights is None else np.asarray(weights)
+    num_targets, num_others = counts[is_target].sum(), counts[~is_target].sum()
     if not num_targets or not num_others:
         raise UserError(
             f"EER and minDCF need pairs of one speaker and pairs of two, and there are {num_targets} and "
@@ -78,8 +82,8 @@ def operating_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndar
         )
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    accepted_targets = np.cumsum(is_target[order])[last_of_ties]
-    accepted_others = last_of_ties + 1 - accepted_targets
+    accepted_targets = np.cumsum((counts * is_target)[order])[last_of_ties]
+    accepted_others = np.cumsum((counts * ~is_target)[order])[last_of_ties]
     miss = 1 - np.append(0, accepted_targets) / num_targets
     return miss, np.append(0, accepted_others) / num_others
 

@@ -47,6 +47,27 @@ class Pass:
         }
 
 
+def names(utterance: Utterance) -> dict[str, str]:
+    """What every row about a clip begins with."""
+    return {"id": utterance.id, "audio_filepath": str(utterance.audio_path)}
+
+
+def loader_for(
+    manifest: Manifest, model: SpeechModel, *, check: Callable[[Utterance], str | None], **data: Any
+) -> BatchLoader:
+    """Every clip of a manifest once, in its order, as a model wants it; `data` are options of `BatchLoader`."""
+    return BatchLoader(
+        manifest,
+        sample_rate=model.sample_rate,
+        normalize=model.normalize,
+        min_samples=model.min_samples,
+        seed=0,
+        shuffle=False,
+        check=check,
+        **data,
+    )
+
+
 def run_over(
     manifest: Manifest,
     model: SpeechModel,
@@ -73,15 +94,11 @@ def run_over(
     Raises:
         UserError: naming the first clip that cannot count, or that cannot be read.
     """
-    loader = BatchLoader(
+    loader = loader_for(
         manifest,
-        sample_rate=model.sample_rate,
-        normalize=model.normalize,
-        min_samples=model.min_samples,
-        batch_seconds=batch_seconds,
-        seed=0,
-        shuffle=False,
+        model,
         check=check,
+        batch_seconds=batch_seconds,
         skip_invalid=skip_invalid,
         max_broken_share=max_broken_share,
         num_workers=num_workers,

@@ -1,27 +1,33 @@
-"""CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 3.2; Graves et al. 2006)."""
+"""CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 4.3; Graves et al. 2006)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speechssl.data.text import BLANK_INDEX, Vocabulary, normalize
+from speechssl.data.text import BLANK_INDEX, Vocabulary, check_units, normalize
+from speechssl.errors import UserError
+from speechssl.heads.adapters import Adapters
 from speechssl.heads.encoding import encode, is_frozen
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance
+from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance, at_least_fp32
 
 
 class CTCObjective(nn.Module):
-    """Characters from frames.
+    """Characters, pieces of words or phonemes from frames.
 
     Attributes:
         vocabulary: what the outputs stand for.
+        adapters: what trains in the place of the encoder, or None.
     """
+
+    whole_clips = True  # a transcript belongs to the whole clip
 
     def __init__(
         self,
@@ -34,6 +40,15 @@ class CTCObjective(nn.Module):
         mask_span: int,
         freeze_feature_encoder: bool,
         freeze_encoder: float,
+        channel_mask_start_probability: float = 0.0,
+        channel_mask_span: int | None = None,
+        layers: str = "last",
+        lora_rank: int = 0,
+        adapter_size: int = 0,
+        units: str = "characters",
+        bpe_size: int = 200,
+        language: str = "en-us",
+        clip_seconds: Sequence[float] | None = None,
     ):
         """Args:
         vocabulary: symbols, the blank first.
@@ -42,22 +57,56 @@ class CTCObjective(nn.Module):
         mask_start_probability, mask_span: spans hidden in training, as in pretraining; probability 0 hides none.
         freeze_feature_encoder: keep the convolutions as they are.
         freeze_encoder: keep the whole encoder for this fraction of the run (above 1: so many steps).
+        channel_mask_start_probability, channel_mask_span: runs of channels hidden in training; a span of None is a
+            twelfth of the channels, as the paper's 64 of BASE's 768.
+        layers: "last" reads the last layer, "weighted" a learned weighting of all of them, each normed (SUPERB).
+        lora_rank, adapter_size: see `Adapters`; with either the encoder itself does not train.
+        units, bpe_size, language: see `Vocabulary`.
+        clip_seconds: how long the training clips are, the 5th, 50th and 95th percentile: long recordings are cut alike.
         """
         super().__init__()
-        self.vocabulary, self.lowercase = Vocabulary(tuple(vocabulary)), lowercase
+        if layers not in ("last", "weighted"):
+            raise UserError(f"task.layers={layers} must be last or weighted")
+        self.vocabulary, self.lowercase = Vocabulary(tuple(vocabulary), units, language), lowercase
+        self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if layers == "weighted" else None
+        has_adapters = lora_rank or adapter_size
+        self.adapters = Adapters(encoder, lora_rank=lora_rank, adapter_size=adapter_size) if has_adapters else None
         self.linear = nn.Linear(encoder.hidden_size, len(self.vocabulary))
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
         self.dropout = dropout
         self.mask_start_probability, self.mask_span = mask_start_probability, mask_span
+        self.channel_mask_start_probability = channel_mask_start_probability
+        self.channel_mask_span = channel_mask_span or max(encoder.hidden_size // 12, 1)
         self.freeze_feature_encoder, self.freeze_encoder = freeze_feature_encoder, freeze_encoder
         self.encoder_frozen = False
+        self.clip_seconds = clip_seconds
 
     @staticmethod
-    def data_options(utterances: Sequence[Utterance], *, lowercase: bool, **_: object) -> dict[str, list[str]]:
-        """What the training manifest decides: the vocabulary."""
-        texts = (utterance.text or "" for utterance in utterances)
-        return {"vocabulary": list(Vocabulary.from_texts(texts, lowercase=lowercase).symbols)}
+    def data_options(
+        utterances: Sequence[Utterance],
+        *,
+        lowercase: bool,
+        units: str = "characters",
+        bpe_size: int = 200,
+        language: str = "en-us",
+        **_: object,
+    ) -> dict[str, list]:
+        """What the training manifest decides: the vocabulary, and how long clips are."""
+        check_units(units)
+        texts, durations_s = [], []
+        for utterance in utterances:
+            if utterance.text:
+                texts.append(utterance.text)
+                durations_s.append(utterance.duration_s)
+        found = Vocabulary.from_texts(texts, lowercase=lowercase, units=units, bpe_size=bpe_size, language=language)
+        seconds = [round(float(x), 2) for x in np.percentile(durations_s, [5, 50, 95])]
+        return {"vocabulary": list(found.symbols), "clip_seconds": seconds}
+
+    def attach(self, encoder: Encoder) -> None:
+        """Take effect in the encoder that the head is for: its adapters, where it has some."""
+        if self.adapters:
+            self.adapters.attach(encoder)
 
     def target(self, utterance: Utterance) -> Tensor:
         """int64 [L]: the labels of a clip."""
@@ -69,7 +118,7 @@ class CTCObjective(nn.Module):
             return "it has no `text`"
         outside = self.vocabulary.outside(normalize(utterance.text, lowercase=self.lowercase))
         if outside:
-            return f"its transcript has characters outside the vocabulary: {' '.join(outside)}"
+            return f"its transcript has {self.vocabulary.units} outside the vocabulary: {' '.join(outside)}"
         labels = self.target(utterance)
         if not len(labels):
             return "its transcript is empty"
@@ -89,27 +138,45 @@ class CTCObjective(nn.Module):
 
     def logits(self, output: EncoderOutput) -> Tensor:
         """Encoder output -> logits [P, symbols]."""
-        return self.linear(F.dropout(output.packed[-1], self.dropout, self.training))
+        x = output.packed[-1]
+        if self.layer_weights is not None:
+            weights = self.layer_weights.softmax(0)
+            # Normed, because the layers of a pre-norm network grow with depth.
+            states = (F.layer_norm(state, state.shape[-1:]) for state in output.packed)
+            x = sum(weight * state for weight, state in zip(weights, states, strict=True))
+        return self.linear(F.dropout(x, self.dropout, self.training))
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
         """CTC loss in nats, summed over clips and counted in labels."""
-        output = encode(
+        return self.loss(self.encode(encoder, batch, generator), batch)
+
+    def encode(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None) -> EncoderOutput:
+        """The encoder's output for a batch, hidden and frozen as the options say."""
+        return encode(
             encoder,
             batch,
             generator,
             freeze_feature_encoder=self.freeze_feature_encoder,
             freeze_encoder=self.encoder_frozen,
-            mask={"start_probability": self.mask_start_probability, "span": self.mask_span, "min_spans": 0}
-            if self.training and self.mask_start_probability
-            else None,
+            mask=self._mask_options(self.mask_start_probability, self.mask_span),
+            channel_mask=self._mask_options(self.channel_mask_start_probability, self.channel_mask_span),
         )
-        logits = self.logits(output).float()
+
+    def loss(self, output: EncoderOutput, batch: Batch) -> LossOutput:
+        """Encoder output and the batch's labels -> the loss and figures of `forward`."""
+        logits = at_least_fp32(self.logits(output))
         loss = ctc_loss(logits, output.frame_lengths, batch.targets)
         best = logits.detach().argmax(-1)
         metrics = {"blank_share": ((best == BLANK_INDEX).sum(), len(best))}
         if not self.training:
             metrics |= self._error_rates(best, output.frame_lengths, batch.targets)
         return LossOutput({"ctc": Term(loss, self.counts(batch, output.frame_lengths)["ctc"])}, metrics)
+
+    def _mask_options(self, start_probability: float, span: int) -> dict | None:
+        """Options of `span_mask`, None where nothing is hidden."""
+        if not (self.training and start_probability):
+            return None
+        return {"start_probability": start_probability, "span": span, "min_spans": 0}
 
     def _error_rates(self, best: Tensor, frame_lengths: list[int], targets: list[Tensor]) -> dict:
         """Character and word errors of the greedy path, as (edits, reference length)."""
@@ -128,13 +195,16 @@ class CTCObjective(nn.Module):
 
 def ctc_loss(logits: Tensor, frame_lengths: list[int], targets: list[Tensor]) -> Tensor:
     """Negative log likelihood in nats, summed over clips, in fp32; logits [P, symbols], packed."""
-    log_probs = pad_sequence(logits.float().log_softmax(-1).split(frame_lengths))
-    return F.ctc_loss(
+    log_probs = pad_sequence(at_least_fp32(logits).log_softmax(-1).split(frame_lengths))
+    if torch.are_deterministic_algorithms_enabled():
+        log_probs = log_probs.cpu()  # on a GPU its gradient has no deterministic form
+    loss = F.ctc_loss(
         log_probs,
-        torch.cat(targets).to(logits.device),
+        torch.cat(targets).to(log_probs.device),
         torch.tensor(frame_lengths),
         torch.tensor([len(target) for target in targets]),
         blank=BLANK_INDEX,
         reduction="sum",
         zero_infinity=True,
     )
+    return loss.to(logits.device)

@@ -23,18 +23,29 @@ def encode(
     freeze_feature_encoder: bool,
     freeze_encoder: bool,
     mask: dict | None = None,
+    channel_mask: dict | None = None,
 ) -> EncoderOutput:
-    """The encoder's output for fine-tuning, without gradient where frozen; `mask` are options of `span_mask`."""
+    """The encoder's output for fine-tuning, without gradient where frozen.
+
+    `mask` and `channel_mask` are options of `span_mask`, over a clip's frames and over its channels: both are drawn
+    from the clip's seed and hide parts of the projected features (wav2vec 2.0, section 4.3, after SpecAugment).
+    """
     grad = torch.is_grad_enabled()
     with torch.set_grad_enabled(grad and not freeze_feature_encoder and not freeze_encoder):
         features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
-    hidden = None
+    hidden = hidden_channels = None
     if mask:
         masks = [
             span_mask(frames, generator=make_generator(seed, "mask"), **mask)
             for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
         ]
         hidden = torch.cat(masks).to(features.device)
+    if channel_mask:
+        size = encoder.config.hidden_size
+        masks = [span_mask(size, generator=make_generator(seed, "channels"), **channel_mask) for seed in batch.seeds]
+        hidden_channels = torch.stack(masks).repeat_interleave(torch.tensor(frame_lengths), 0).to(features.device)
     with torch.set_grad_enabled(grad and not freeze_encoder):
         normed = encoder.feature_norm(features)
-        return encoder.contextualize(normed, frame_lengths, mask=hidden, generator=generator)
+        return encoder.contextualize(
+            normed, frame_lengths, mask=hidden, channel_mask=hidden_channels, generator=generator
+        )

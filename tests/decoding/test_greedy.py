@@ -107,3 +107,13 @@ def test_against_an_independent_collapse(seed):
         expected = probabilities[c.start : c.end, VOCABULARY.symbols.index(c.symbol)].mean().item()
         assert c.confidence == pytest.approx(expected, abs=1e-6)
     assert " ".join(word.text for word in transcript.words(0.02)) == transcript.text
+
+
+def test_pieces_of_words_give_words():
+    vocabulary = Vocabulary((BLANK, "▁", "a", "▁ab"), units="bpe")
+    path = [3, 3, 0, 2, 1, 2, 3]
+    transcript = greedy(torch.nn.functional.one_hot(torch.tensor(path), 4) * 20.0, vocabulary)
+    assert transcript.text == "aba a ab"
+    assert transcript.num_blank_frames == 1
+    words = [(word.text, word.start_s, word.end_s) for word in transcript.words(1.0)]
+    assert words == [("aba", 0.0, 4.0), ("a", 5.0, 6.0), ("ab", 6.0, 7.0)]

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechssl.evaluation.wer import by_group, error_rates
+from speechssl.errors import UserError
+from speechssl.evaluation.normalisation import Normalisation
+from speechssl.evaluation.wer import by_group, count_edits, error_rates, sequence_rate, speaker_attributed
 
 
 def edit_distance(a, b) -> int:
@@ -66,7 +68,7 @@ def test_normalisation_is_applied_to_both_and_stated():
 
 def test_case_counts_unless_lowercase():
     assert error_rates(["Yes"], ["yes"])["wer"] == 1.0
-    rates = error_rates(["Yes"], ["yes"], lowercase=True)
+    rates = error_rates(["Yes"], ["yes"], normalisation=Normalisation(lowercase=True))
     assert rates["wer"] == 0.0 and "lower-cased" in rates["normalisation"]
 
 
@@ -77,7 +79,7 @@ def test_by_group():
 
 
 def test_by_group_honours_lowercase():
-    assert by_group(["ann"], ["A"], ["a"], lowercase=True) == {"ann": 0.0}
+    assert by_group(["ann"], ["A"], ["a"], normalisation=Normalisation(lowercase=True)) == {"ann": 0.0}
 
 
 SENTENCES = st.lists(st.sampled_from(["a", "ab", "b"]), max_size=6)
@@ -94,3 +96,38 @@ def test_against_a_textbook_edit_distance(pairs):
     character_edits = sum(edit_distance(" ".join(r), " ".join(h)) for r, h in pairs)
     num_characters = sum(len(" ".join(r)) for r, _ in pairs)
     assert rates["cer"] == (pytest.approx(character_edits / num_characters) if num_characters else None)
+
+
+def test_confusions_are_counted_by_hand():
+    rates = error_rates(["a b c", "a b", "d"], ["x b", "x b e", "d"])
+    assert rates["confusions"] == [["a", "x", 2], ["", "e", 1], ["c", "", 1]]
+    assert rates["character_confusions"][0] == ["a", "x", 2]
+    edits = count_edits(["a b c", "a b", "d"], ["x b", "x b e", "d"])
+    assert edits.substitutions.tolist() == [1, 1, 0]
+    assert (edits.deletions.tolist(), edits.insertions.tolist()) == ([1, 0, 0], [0, 1, 0])
+    assert (edits.lengths.tolist(), edits.of([1, 2])) == ([3, 2, 1], pytest.approx(2 / 3))
+
+
+def test_what_is_normalised_is_a_choice_and_said():
+    same = Normalisation(lowercase=True, punctuation="remove", accents="remove")
+    assert same("  L’Été, c'est-à-dire: «ngɔ́» 'quoted' ") == "l’ete c'est a dire ngɔ quoted"
+    assert str(same) == "Unicode NFC, whitespace collapsed, lower-cased, punctuation removed, accents removed"
+    assert Normalisation()("A, b") == "A, b"
+    with pytest.raises(UserError, match=r"normalisation\.punctuation=strip must be keep or remove"):
+        Normalisation(punctuation="strip")
+    assert error_rates(["a, b"], ["a b"], normalisation=Normalisation(punctuation="remove"))["wer"] == 0.0
+
+
+def test_sequences_of_symbols():
+    assert sequence_rate([["oʊ", "k"], ["a"]], [["oʊ", "t"], []]) == pytest.approx(2 / 3)
+    assert sequence_rate([[]], [["a"]]) is None
+
+
+def test_a_word_of_a_wrong_speaker_is_wrong():
+    texts = (("1", "a b c", "a b c"), ("2", "a b", "a x"), ("3", "c", "c"), ("4", "d", "d"))
+    said = [dict(zip(("id", "reference", "hypothesis"), row, strict=True)) for row in texts]
+    who = [{"id": i, "label": "ann", "prediction": p} for i, p in (("1", "ann"), ("2", "bob"), ("3", "bob"))]
+    # 1 is right; of 2 and 3 (bob's, they say) all three words count; 4 has no speaker and is left out.
+    assert speaker_attributed(said, who) == 3 / 6
+    assert speaker_attributed(said, [{**row, "prediction": "ann"} for row in who]) == 1 / 6
+    assert speaker_attributed(said, []) is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from speechssl.data.text import BLANK
+from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective, ctc_loss
 from speechssl.models.encoder import Encoder
 from speechssl.types import Utterance
@@ -161,3 +162,53 @@ def test_the_vocabulary_is_that_of_the_training_texts(tmp_path):
     assert found == [BLANK, " ", "B", "a", "b", "é"]
     found = CTCObjective.data_options(texts, lowercase=True, **options)["vocabulary"]
     assert found == [BLANK, " ", "a", "b", "é"]
+
+
+def test_channels_are_masked_in_training_alone_after_the_frames(build, batch):
+    encoder, objective = build(
+        mask_start_probability=0.1, mask_span=5, channel_mask_start_probability=0.2, channel_mask_span=2
+    )
+    encoder.eval()
+    seen = []
+    hook = encoder.context.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    objective.train()(encoder, batch)
+    objective.eval()(encoder, batch)
+    hook.remove()
+    masked, plain = (x[:70].split([31, 15, 24]) for x in seen)
+    for clip, whole in zip(masked, plain, strict=True):
+        hidden = (clip == 0).all(0)
+        assert hidden.any() and not hidden.all() and not (whole == 0).all(0).any()
+        runs = [len(list(group)) for channel, group in groupby(hidden.tolist()) if channel]
+        assert min(runs) >= 2
+        visible = ~(clip[:, ~hidden] == encoder.mask_vector[~hidden]).all(1)
+        assert torch.equal(clip[visible][:, ~hidden], whole[visible][:, ~hidden])
+    assert len({tuple((clip == 0).all(0).tolist()) for clip in masked}) > 1  # each clip its own
+
+
+def test_a_run_of_channels_is_a_twelfth_of_them(small_config):
+    config = small_config(hidden_size=48)
+    options = {"vocabulary": [BLANK, "a"], "lowercase": False, "dropout": 0.0, "mask_start_probability": 0.0}
+    options |= {"mask_span": 10, "freeze_feature_encoder": True, "freeze_encoder": 0.0}
+    assert CTCObjective(config, **options).channel_mask_span == 4
+
+
+def test_all_layers_can_be_weighed(build, batch):
+    encoder, objective = build(layers="weighted")
+    output = encoder.eval()(batch.waveforms, batch.lengths)
+    with torch.no_grad():
+        objective.layer_weights.copy_(torch.tensor([0.0, 30.0, 0.0]))
+    state = output.packed[1]
+    normed = (state - state.mean(1, keepdim=True)) / (state.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = normed @ objective.linear.weight.T + objective.linear.bias
+    assert torch.allclose(objective.eval().logits(output), expected, atol=1e-4)
+    objective(encoder, batch).terms["ctc"].sum.backward()
+    assert objective.layer_weights.grad.abs().sum() > 0
+    with pytest.raises(UserError, match=r"task\.layers=first must be last or weighted"):
+        build(layers="first")
+
+
+def test_with_adapters_the_head_and_they_train(build, batch):
+    encoder, objective = build(lora_rank=2, adapter_size=3)
+    objective.attach(encoder)
+    assert trained(encoder, objective, batch) == {"head"}
+    assert all(p.grad is not None for p in objective.adapters.parameters())

@@ -83,6 +83,12 @@ def test_labels_are_the_columns_values_sorted(build, tmp_path):
     assert objective.target(utterances[0]).tolist() == [1]
 
 
+def test_fifty_milliseconds_are_no_voice(build, tmp_path):
+    _, objective = build()
+    clip = Utterance("a", tmp_path / "a.wav", 0.05, fields={"speaker": "bob"})
+    assert objective.check(clip, 2) == "its 0.050 s are too short for a voice"
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -95,3 +101,64 @@ def test_labels_are_the_columns_values_sorted(build, tmp_path):
 def test_clips_that_cannot_be_trained_on(build, tmp_path, fields, reason):
     _, objective = build()
     assert objective.check(utterance(tmp_path, **fields), 50) == reason
+
+
+EVERY_PART = {
+    "layers": "last",
+    "projection_size": 12,
+    "tdnn": [10, 10, 10, 10, 14],
+    "pooling": "attentive",
+    "embedding_size": 5,
+    "loss": "aam_softmax",
+    "sub_centres": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [EVERY_PART, {"pooling": "mean", "projection_size": 7, "norm": False}, {"loss": "am_softmax", "embedding_size": 9}],
+)
+def test_every_part_learns_and_no_clip_hears_another(build, batch, options):
+    encoder, objective = build(**options)
+    objective.train()
+    objective(encoder, batch).terms["cross_entropy"].sum.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    objective.eval()
+    together = objective.embed(encoder(batch.waveforms, batch.lengths))
+    assert together.shape == (3, objective.embedding_size)
+    for i, length in enumerate(batch.lengths):
+        alone = objective.embed(encoder(batch.waveforms[i : i + 1, :length], length[None]))
+        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-4)
+
+
+def test_the_margin_rises_and_is_for_training_only(build, batch):
+    encoder, objective = build(loss="aam_softmax", margin=0.3, margin_warmup=0.5)
+    margins = []
+    for step in (1, 25, 50, 51, 100):
+        objective.begin_step(step, 100)
+        margins.append(objective.margin)
+    assert margins == pytest.approx([0.006, 0.15, 0.3, 0.3, 0.3])
+    without = objective(encoder, batch).terms["cross_entropy"].sum.item()
+    logits = objective.classify(objective.embed(encoder(batch.waveforms, batch.lengths)))
+    target = torch.tensor([1, 0, 2])
+    assert without == pytest.approx(torch.nn.functional.cross_entropy(logits, target, reduction="sum").item(), rel=1e-5)
+    objective.train()
+    assert objective(encoder, batch).terms["cross_entropy"].sum.item() > without
+    objective.full_margin, objective.margin_warmup = 0.3, 0.0
+    objective.begin_step(1, 100)
+    assert objective.margin == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pooling": "max"}, "task.pooling=max must be mean, statistics or attentive"),
+        ({"layers": "first"}, "task.layers=first"),
+        ({"loss": "hinge"}, "task.loss=hinge"),
+        ({"tdnn": [8] * 6}, "at most five"),
+        ({"sub_centres": 0}, "task.sub_centres=0"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence(build, options, words):
+    with pytest.raises(UserError, match=words):
+        build(**options)

@@ -1,0 +1,60 @@
+"""Voices that nobody has named: clips grouped by their vectors, and a map of them on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from speechssl.errors import UserError
+from speechssl.reporting.svg import chart
+
+# Numbers of groups that `auto` tries.
+MOST = 30
+
+
+def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
+    """Groups by average linkage of cosine distances: int64 [clips].
+
+    Args:
+        embeddings: [clips, E].
+        how_many: a number, or "auto" for that with the best silhouette (Rousseeuw 1987), of 2 to MOST.
+
+    Raises:
+        UserError: `how_many` is neither, or there are fewer clips.
+    """
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.metrics import silhouette_score
+
+    most = len(embeddings) - 1
+    if how_many == "auto":
+        tried = range(2, min(MOST, most) + 1)
+    elif how_many.isdigit() and int(how_many) >= 2:
+        tried = range(int(how_many), int(how_many) + 1)
+    else:
+        raise UserError(f"clusters={how_many} must be auto or a whole number, 2 or more")
+    if not tried or tried[-1] > len(embeddings):
+        raise UserError(f"clusters={how_many} needs more clips than the {len(embeddings)} there are")
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    best, best_score = np.zeros(len(unit), dtype=np.int64), -np.inf
+    for number in tried:
+        groups = AgglomerativeClustering(number, metric="cosine", linkage="average").fit_predict(unit)
+        score = silhouette_score(unit, groups, metric="cosine") if len(tried) > 1 else 0.0
+        if score > best_score:
+            best, best_score = groups, score
+    return best
+
+
+def map_chart(path: Path, embeddings: np.ndarray, names: list[str]) -> None:
+    """A map of the clips as SVG, alike vectors near each other (t-SNE, van der Maaten and Hinton 2008), by name."""
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    if len(unit) >= 5:
+        from sklearn.manifold import TSNE
+
+        places = TSNE(perplexity=min(30, (len(unit) - 1) / 3), init="pca", random_state=0).fit_transform(unit)
+    else:
+        places = np.pad(unit - unit.mean(0), ((0, 0), (0, 2)))[:, :2]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, (x, y) in zip(names, places.tolist(), strict=True):
+        series.setdefault(name, []).append((x, y))
+    chart(path, dict(sorted(series.items())), title="Clips by likeness", x_label="", y_label="", lines=False)

@@ -1,0 +1,59 @@
+"""Voices whose embeddings are set by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from speechssl.enrolment import Voices, enrol
+from speechssl.errors import UserError
+from speechssl.evaluation.verification import Calibration
+
+ONES = Calibration(scale=20.0, offset=-10.0, p_target=0.5, num_trials=2, num_target_trials=1)  # threshold 0.5
+
+
+def test_the_nearest_voice_or_unknown(voice_model):
+    embeddings = np.array([[2.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 3.0, 1.0]])
+    voices = enrol(embeddings, ["ann", "bob", "bob"], model=voice_model, p_target=0.5, calibration=ONES)
+    assert (voices.names, voices.num_clips) == (["ann", "bob"], [1, 2])
+    # bob is the mean of two directions, not of two vectors.
+    expected = np.array([0, 1, 0]) + np.array([0, 3, 1]) / 10**0.5
+    np.testing.assert_allclose(voices.centroids[1], expected / np.linalg.norm(expected), rtol=1e-6)
+    match = voices.match(np.array([5.0, 1.0, 0.0]))
+    assert match.name == "ann" and match.score == pytest.approx(5 / 26**0.5)
+    assert match.probability == pytest.approx(1 / (1 + np.exp(-(20 * match.score - 10))))
+    stranger = voices.match(np.array([0.3, 0.0, 1.0]))
+    assert stranger.name == "unknown" and stranger.probability < 0.5
+
+
+def test_what_likeness_is_enough_comes_from_the_clips_themselves(voice_model):
+    rng = np.random.default_rng(0)
+    speakers = [name for name in ("ann", "bob", "cid", "dot") for _ in range(5)]
+    embeddings = np.repeat(np.eye(4), 5, axis=0) + rng.normal(0, 0.1, (20, 4))
+    voices = enrol(embeddings, speakers, model=voice_model, p_target=0.5, calibration=None)
+    calibration = voices.calibration
+    # Each clip against its own voice without it and against the three others.
+    assert (calibration.num_trials, calibration.num_target_trials) == (80, 20)
+    assert 0.2 < calibration.threshold < 0.9
+    assert voices.match(np.array([0.0, 1.0, 0.0, 0.0])).name == "bob"
+    assert voices.match(np.array([-1.0, -1.0, -1.0, 1e-3])).name == "unknown"
+    for few in (["ann"] * 20, [str(i) for i in range(20)]):
+        with pytest.raises(UserError, match="calibration="):
+            enrol(embeddings, few, model=voice_model, p_target=0.5, calibration=None)
+
+
+def test_a_folder_of_voices_belongs_to_its_model(voice_model, tmp_path):
+    embeddings = np.array([[2.0, 0.0], [0.0, 1.0]])
+    voices = enrol(embeddings, ["ann", "bob"], model=voice_model, p_target=0.5, calibration=ONES)
+    voices.save(tmp_path / "v")
+    again = Voices.load(tmp_path / "v", voice_model)
+    assert again.names == voices.names and again.calibration == ONES
+    np.testing.assert_array_equal(again.centroids, voices.centroids)
+    voice_model.objective.linear.bias.data += 1
+    with pytest.raises(UserError, match="another checkpoint"):
+        Voices.load(tmp_path / "v", voice_model)
+    (tmp_path / "v" / "voices.json").write_text(json.dumps({"format": "x"}))
+    with pytest.raises(UserError, match="no voices"):
+        Voices.load(tmp_path / "v", voice_model)
