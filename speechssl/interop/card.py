@@ -19,10 +19,17 @@ _LOADING["onnx"] = (
     'import onnxruntime\n\nsession = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")\n'
     'frames, *logits = session.run(None, {"waveforms": samples[None]})  # float32, full scale at 1'
 )
-_PIPELINE = (
-    'from transformers import pipeline\n\nrecognize = pipeline("automatic-speech-recognition", model=FOLDER)\n'
-    'print(recognize("speech.wav")["text"])'
-)
+_TASKS = {"ctc": "automatic-speech-recognition", "classify": "audio-classification"}
+_PIPELINES = {
+    "ctc": (
+        'from transformers import pipeline\n\nrecognize = pipeline("automatic-speech-recognition", model=FOLDER)\n'
+        'print(recognize("speech.wav")["text"])'
+    ),
+    "classify": (
+        'from transformers import pipeline\n\nclassify = pipeline("audio-classification", model=FOLDER)\n'
+        'print(classify("speech.wav"))'
+    ),
+}
 
 
 def model_card(checkpoint: Checkpoint, form: str) -> str:
@@ -32,11 +39,11 @@ def model_card(checkpoint: Checkpoint, form: str) -> str:
     num_parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     head = config["objective"]["name"]
     kinds = {"none": "an encoder of speech", "ctc": "a speech recogniser (CTC)", "wav2vec2": "a pretrained encoder"}
-    is_recognizer = head == "ctc" and form == "huggingface"
+    kinds["classify"] = "a classifier of clips"
     lines = [
         "---",
         f"library_name: {'transformers' if form == 'huggingface' else form}",
-        f"pipeline_tag: {'automatic-speech-recognition' if head == 'ctc' else 'feature-extraction'}",
+        f"pipeline_tag: {_TASKS.get(head, 'feature-extraction')}",
         "tags: [speech, audio, wav2vec2]",
         "---",
         "",
@@ -49,6 +56,8 @@ def model_card(checkpoint: Checkpoint, form: str) -> str:
         + (", each clip at zero mean and unit variance." if config["normalize"] else ", full scale at 1."),
         f"- Output: a frame every {encoder.hop} samples, from clips of at least {encoder.receptive_field} samples.",
     ]
+    if head == "classify":
+        lines.append(f"- Labels: {len(config['objective']['labels'])}, of the column {config['objective']['label']!r}.")
     if head == "ctc":
         lines.append(f"- Symbols: {len(config['objective']['vocabulary'])}, the blank included.")
     lines += [
@@ -56,7 +65,7 @@ def model_card(checkpoint: Checkpoint, form: str) -> str:
         "- Training data, licence and evaluation are those of the run or model that it was converted from.",
         "",
         "```python",
-        *(_PIPELINE if is_recognizer else _LOADING[form]).splitlines(),
+        *(_PIPELINES.get(head) if form == "huggingface" and head in _PIPELINES else _LOADING[form]).splitlines(),
         "```",
         "",
     ]

@@ -72,7 +72,12 @@ def our_states(checkpoint: Checkpoint, waveforms: list[Tensor]) -> Outputs:
         found["projected contexts"] = head.project_context(output.packed[-1])
         quantized = head.quantizer(normed, temperature=1.0, noise=None)
         found["projected targets"] = head.project_target(quantized.vectors.to(normed.dtype))
-    return Outputs("speechssl", {name: list(x.split(frame_lengths)) for name, x in found.items()})
+    if name == "classify":
+        found["projected frames"] = head.frames(output)
+    states = {layer: list(x.split(frame_lengths)) for layer, x in found.items()}
+    if name == "classify":
+        states["logits"] = list(head.classify(head.embed(output)))
+    return Outputs("speechssl", states)
 
 
 @torch.no_grad()
@@ -101,8 +106,21 @@ def huggingface_states(folder: Path, head: str, waveforms: list[Tensor]) -> Outp
             outputs = whole(x)
             found["projected contexts"] = outputs.projected_states
             found["projected targets"] = outputs.projected_quantized_states
+        if head == "classify":
+            found |= _classifier_states(whole, x)
         _append(states, found)
     return Outputs(f"transformers {transformers.__version__}, {name}", states)
+
+
+def _classifier_states(model: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Frames that transformers' classifier pools, as they leave its projection, and its logits."""
+    found: dict[str, Tensor] = {}
+    hook = model.projector.register_forward_hook(lambda _module, _given, y: found.update({"projected frames": y}))
+    try:
+        logits = model(x).logits
+    finally:
+        hook.remove()
+    return {**found, "logits": logits}
 
 
 @torch.no_grad()
@@ -142,6 +160,13 @@ def plain_states(model: foreign.Foreign, waveforms: list[Tensor]) -> Outputs:
         found = {"feature encoder": features} | {f"hidden state {i}": x for i, x in enumerate(hidden)}
         if "lm_head.weight" in tensors:
             found["logits"] = F.linear(hidden[-1], tensors["lm_head.weight"], tensors["lm_head.bias"])
+        if model.objective["name"] == "classify":
+            mixed = hidden[-1]
+            if "layer_weights" in tensors:
+                mixed = torch.einsum("ltc,l->tc", torch.stack(hidden), tensors["layer_weights"].softmax(0))
+            found["projected frames"] = F.linear(mixed, tensors["projector.weight"], tensors["projector.bias"])
+            pooled = found["projected frames"].mean(0)
+            found["logits"] = F.linear(pooled, tensors["classifier.weight"], tensors["classifier.bias"])
         _append(states, {name: x[None] for name, x in found.items()})
     return Outputs("a plain reference forward", states)
 
@@ -165,12 +190,12 @@ def onnx_states(folder: Path, waveforms: list[Tensor]) -> Outputs:
     """What onnxruntime computes with a folder of `convert format=onnx`, in single precision."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / onnx.WEIGHTS, providers=["CPUExecutionProvider"])
     states: States = {}
-    for waveform in waveforms:
-        found = session.run(None, {"waveforms": waveform[None].float().numpy()})
-        layers = (f"hidden state {read_json(folder / 'config.json')['num_layers']}", "logits")
-        _append(states, {name: torch.from_numpy(x) for name, x in zip(layers, found, strict=False)})
+    with onnx.every_layer(folder) as (path, layers):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for waveform in waveforms:
+            found = session.run(list(layers.values()), {"waveforms": waveform[None].float().numpy()})
+            _append(states, {name: torch.from_numpy(x) for name, x in zip(layers, found, strict=True)})
     return Outputs(f"onnxruntime {onnxruntime.__version__}", states)
 
 

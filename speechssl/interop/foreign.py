@@ -6,7 +6,6 @@ configs, and `origin`, plain data that stays in the converted checkpoint so that
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -21,17 +20,17 @@ from torch import Tensor
 from speechssl.config import config_dir
 from speechssl.data.text import BLANK
 from speechssl.errors import UserError
-from speechssl.interop.names import HEADS, encoder_table, rename_weight_norm, to_common, to_ours
+from speechssl.interop.names import encoder_table, head_table, rename_weight_norm, to_common, to_ours
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.rng import generator as make_generator
-from speechssl.training.checkpoint import Checkpoint, build_objective, model_config
+from speechssl.training.checkpoint import Checkpoint, build_objective, model_config, read_json
 
 log = logging.getLogger("speechssl")
 
 HUB = "hf:"
 MASK = "masked_spec_embed"
 # Where a tensor that our encoder does not have would change what it computes.
-_ENCODER_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "adapter.")
+_ENCODER_PARTS = ("feature_extractor.conv_layers.", "feature_projection.", "encoder.", "adapter.")
 
 
 @dataclass
@@ -67,10 +66,9 @@ def is_foreign(path: str | os.PathLike[str]) -> bool:
     if not config.is_file():
         return False
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(config).get("format") != "speechssl"
+    except UserError:
         return False  # reading it as our own says what is wrong
-    return isinstance(content, dict) and content.get("format") != "speechssl"
 
 
 def read(path: str | os.PathLike[str], **shape: Any) -> Checkpoint:
@@ -105,7 +103,7 @@ def to_checkpoint(model: Foreign) -> Checkpoint:
     if absent:  # a model that was never masked; ours has the vector, so that it can be
         size = model.encoder.hidden_size
         tensors[MASK] = torch.rand(size, generator=make_generator("mask vector"))
-    tables = {"encoder": encoder_table(model.encoder), "objective": HEADS[model.objective["name"]]}
+    tables = {"encoder": encoder_table(model.encoder), "objective": head_table(model.objective)}
     used = {name for table in tables.values() for names in table.values() for name in names}
     left_out = sorted(tensors.keys() - used)
     for name in left_out:
@@ -153,7 +151,7 @@ def common_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if objective["name"] == "ctc":
         order = torch.tensor(blank_first(origin.get("blank", 0), len(objective["vocabulary"])))
         head = {name: tensor[order.argsort()] for name, tensor in head.items()}
-    tensors |= to_common(head, HEADS[objective["name"]])
+    tensors |= to_common(head, head_table(objective))
     for name in origin.get("absent", []):
         tensors.pop(name, None)
     return tensors
@@ -173,7 +171,7 @@ def unnamed_symbols(size: int, blank: int, source: object) -> list[str]:
 def options(group: str, name: str, **changes: Any) -> dict[str, Any]:
     """The options of an objective or task: those of our own yaml with `changes`."""
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml"))
-    for key in ("_target_", "max_steps", "best"):
+    for key in ("_target_", "max_steps", "best", "lr"):
         values.pop(key, None)
     return values | changes
 

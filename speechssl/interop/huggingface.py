@@ -1,4 +1,4 @@
-"""Folders in the format of Hugging Face's transformers, in and out, without transformers.
+"""Folders in the format of Hugging Face's transformers, read without transformers.
 
 A folder holds config.json, the weights (safetensors, or a pickle that is read by interop.pickles), and beside them how
 clips are prepared (preprocessor_config.json or processor_config.json) and what the outputs stand for (vocab.json,
@@ -18,9 +18,8 @@ from speechssl.data.text import BLANK
 from speechssl.errors import UserError
 from speechssl.interop import foreign, pickles
 from speechssl.interop.foreign import Foreign
-from speechssl.interop.names import WEIGHT_NORMS, rename_weight_norm
 from speechssl.models.encoder import EncoderConfig
-from speechssl.training.checkpoint import Checkpoint, read_json, read_tensors
+from speechssl.training.checkpoint import read_json, read_tensors
 
 # model_type in config.json: the prefix of the encoder's tensors under a head, and the stem of its classes' names.
 TYPES = {
@@ -29,8 +28,10 @@ TYPES = {
     "data2vec-audio": ("data2vec_audio.", "Data2VecAudio"),
     "wavlm": ("wavlm.", "WavLM"),
 }
-HEADS = {"none": "Model", "ctc": "ForCTC", "wav2vec2": "ForPreTraining"}
-HEAD_PARTS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
+HEADS = {"none": "Model", "ctc": "ForCTC", "wav2vec2": "ForPreTraining", "classify": "ForSequenceClassification"}
+HEAD_PARTS = ("lm_head.", "quantizer.", "project_hid.", "project_q.", "projector.", "classifier.", "layer_weights")
+# Our own field of config.json: the manifest's column that a classifier tells apart.
+LABEL_COLUMN = "label_column"
 # The files beside the weights that come along, and go back as they came.
 FILES = (
     "config.json",
@@ -82,6 +83,8 @@ DEFAULTS: dict[str, Any] = {
     "proj_codevector_dim": 256,
     "diversity_loss_weight": 0.1,
     "pad_token_id": 0,
+    "classifier_proj_size": 256,
+    "use_weighted_layer_sum": False,
     "add_adapter": False,
 }
 
@@ -138,6 +141,8 @@ def read(folder: Path) -> Foreign:
         objective, blank = _ctc(folder, fields, num_outputs=len(tensors["lm_head.weight"]))
     elif kind == "wav2vec2" and "quantizer.codevectors" in tensors:
         objective = _pretraining(fields)
+    elif {"projector.weight", "classifier.weight"} <= tensors.keys() and not _is_other_classifier(fields, tensors):
+        objective = _classifier(fields, num_outputs=len(tensors["classifier.weight"]))
     sample_rate, normalize = _preprocessing(folder)
     found = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
     return Foreign(
@@ -150,6 +155,11 @@ def read(folder: Path) -> Foreign:
         blank=blank,
         origin={"toolkit": "huggingface", "model_type": kind, "prefix": has_prefix, "weights": weights, "files": found},
     )
+
+
+def class_name(config: Mapping[str, Any], head: str) -> str:
+    """The class of transformers for a config.json and our head."""
+    return TYPES[config["model_type"]][1] + HEADS[head]
 
 
 def download(name: str) -> Path:
@@ -258,6 +268,38 @@ def _ctc(folder: Path, fields: Fields, *, num_outputs: int) -> tuple[dict[str, A
     ), blank
 
 
+def _is_other_classifier(fields: Fields, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a classifier is an x-vector, or weighs the layers of a pre-norm encoder.
+
+    Those weights mean one thing in transformers 4 and another in 5, which takes the last layer before its norm.
+    """
+    pre_norm = fields["do_stable_layer_norm"] and fields.values["model_type"] != "data2vec-audio"
+    return any(name.startswith("tdnn.") for name in tensors) or (fields["use_weighted_layer_sum"] and pre_norm)
+
+
+def _classifier(fields: Fields, *, num_outputs: int) -> dict[str, Any]:
+    """Options of the head of ...ForSequenceClassification."""
+    named = fields.values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(num_outputs)}
+    places = [str(i) for i in range(num_outputs)]
+    fits = isinstance(named, dict) and sorted(named) == sorted(places)
+    if not fits or len(set(map(str, named.values()))) < num_outputs:
+        raise UserError(
+            f"{fields.source}: its id2label does not name each of the {num_outputs} outputs of its classifier apart; "
+            "use the config.json that belongs to the weights"
+        )
+    return foreign.options(
+        "task",
+        "classify",
+        labels=[str(named[i]) for i in places],
+        label=str(fields.values.get(LABEL_COLUMN, "speaker")),
+        layers="weighted" if fields["use_weighted_layer_sum"] else "last",
+        projection_size=fields["classifier_proj_size"],
+        pooling="mean",
+        norm=False,
+        dropout=0.0,
+    )
+
+
 def _symbols(folder: Path, fields: Fields, num_outputs: int) -> tuple[list[str], int, bool]:
     """What each output stands for, the blank first; which output that is; whether the text is lower-cased."""
     blank = fields["pad_token_id"]
@@ -358,168 +400,3 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a plain dictionary of tensors; use another file")
     return content
-
-
-# ---- out
-
-
-def folder_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The JSON files of the folder that transformers loads, by name.
-
-    Raises:
-        UserError: transformers has no class for this encoder or head.
-    """
-    config, origin = checkpoint.config, checkpoint.config.get("origin", {})
-    head = config["objective"]["name"]
-    if head not in HEADS:
-        raise UserError(
-            f"{checkpoint.folder} has a head of kind {head!r}, which pools mean and deviation over time, and "
-            "transformers has none of that shape; convert the encoder that it was trained from"
-        )
-    if origin.get("toolkit") == "huggingface":
-        return {name: content for name, content in origin["files"].items() if name in FILES}
-    encoder = EncoderConfig.from_dict(config["encoder"])
-    kind = _kind(checkpoint.folder, encoder, origin.get("model_type"), head)
-    files = {"config.json": _config(kind, encoder, config["objective"])}
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": config["sample_rate"],
-        "do_normalize": config["normalize"],
-        "padding_value": 0.0,
-        "padding_side": "right",
-        # A group norm runs over the padding whatever the mask says; transformers' own models do without.
-        "return_attention_mask": encoder.conv_norm == "layer",
-    }
-    files["preprocessor_config.json"] = preprocessor
-    if head == "ctc":
-        preprocessor["processor_class"] = "Wav2Vec2Processor"
-        files |= _tokenizer(config["objective"]["vocabulary"])
-    return files
-
-
-def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors under the names that transformers (or the folder they came from) has for them."""
-    config, origin = checkpoint.config, checkpoint.config.get("origin", {})
-    found = foreign.common_tensors(checkpoint)
-    if origin.get("toolkit") == "huggingface":
-        names, has_prefix, kind = tuple(origin["weight_norm"]), origin["prefix"], origin["model_type"]
-    else:
-        encoder, head = EncoderConfig.from_dict(config["encoder"]), config["objective"]["name"]
-        kind = _kind(checkpoint.folder, encoder, origin.get("model_type"), head)
-        names, has_prefix = WEIGHT_NORMS[1], head != "none"
-    found, _ = rename_weight_norm(found, names)
-    prefix = TYPES[kind][0] if has_prefix else ""
-    return {name if name.startswith(HEAD_PARTS) else f"{prefix}{name}": tensor for name, tensor in found.items()}
-
-
-def class_name(config: Mapping[str, Any], head: str) -> str:
-    """The class of transformers for a config.json and our head."""
-    return TYPES[config["model_type"]][1] + HEADS[head]
-
-
-def _kind(source: Path, encoder: EncoderConfig, wanted: str | None, head: str) -> str:
-    """The model_type that computes what the encoder does."""
-    plain = encoder.feature_norm and not encoder.position_layers and not encoder.relative_buckets
-    fits = {
-        "wav2vec2": plain,
-        "hubert": not encoder.position_layers and not encoder.relative_buckets and head != "wav2vec2",
-        "data2vec-audio": bool(encoder.position_layers)
-        and encoder.feature_norm
-        and not encoder.relative_buckets
-        and encoder.conv_norm == "layer"
-        and not encoder.pre_norm,
-        "wavlm": bool(encoder.relative_buckets) and encoder.feature_norm and not encoder.position_layers,
-    }
-    if head == "wav2vec2":
-        fits |= {"data2vec-audio": False, "wavlm": False}
-    for kind in (wanted, *fits):
-        if fits.get(kind or ""):
-            return str(kind)
-    raise UserError(f"{source}: transformers has no model that computes what this encoder and head do")
-
-
-def _config(kind: str, encoder: EncoderConfig, objective: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, every field that is read above."""
-    is_data2vec = kind == "data2vec-audio"
-    share = objective.get("mask_start_probability", 0.0) * objective.get("mask_span", 10)
-    values = {
-        "model_type": kind,
-        "architectures": [class_name({"model_type": kind}, objective["name"])],
-        "dtype": "float32",
-        "conv_dim": list(encoder.conv_channels),
-        "conv_kernel": list(encoder.conv_kernels),
-        "conv_stride": list(encoder.conv_strides),
-        "num_feat_extract_layers": len(encoder.conv_channels),
-        "conv_bias": encoder.conv_bias,
-        "feat_extract_norm": encoder.conv_norm,
-        "feat_extract_activation": "gelu",
-        "hidden_act": "gelu",
-        "hidden_size": encoder.hidden_size,
-        "num_hidden_layers": encoder.num_layers,
-        "num_attention_heads": encoder.num_heads,
-        "intermediate_size": encoder.feed_forward_size,
-        "num_conv_pos_embeddings": encoder.position_layers if is_data2vec else encoder.position_kernel,
-        "num_conv_pos_embedding_groups": encoder.position_groups,
-        "do_stable_layer_norm": encoder.pre_norm,
-        "hidden_dropout": encoder.dropout,
-        "attention_dropout": encoder.attention_dropout,
-        "activation_dropout": encoder.activation_dropout,
-        "feat_proj_dropout": encoder.projection_dropout,
-        "layerdrop": encoder.layer_drop,
-        "layer_norm_eps": encoder.norm_eps,
-        # transformers has the vector that hides frames only where this is not 0.
-        "mask_time_prob": share or DEFAULTS["mask_time_prob"],
-        "mask_time_length": objective.get("mask_span", 10),
-        "mask_time_min_masks": objective.get("mask_min_spans", 2),
-        "apply_spec_augment": bool(share) or objective["name"] != "ctc",
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if is_data2vec:
-        values["conv_pos_kernel_size"] = encoder.position_kernel
-    if kind == "hubert":
-        values["feat_proj_layer_norm"] = encoder.feature_norm
-    if kind == "wavlm":
-        values |= {"num_buckets": encoder.relative_buckets, "max_bucket_distance": encoder.relative_distance}
-    if objective["name"] == "ctc":
-        values |= {
-            "vocab_size": len(objective["vocabulary"]),
-            "pad_token_id": 0,
-            "final_dropout": objective["dropout"],
-            "ctc_loss_reduction": "mean",
-            "ctc_zero_infinity": True,
-        }
-    if objective["name"] == "wav2vec2":
-        values |= {
-            "num_codevector_groups": objective["num_groups"],
-            "num_codevectors_per_group": objective["num_codewords"],
-            "codevector_dim": objective["code_size"],
-            "proj_codevector_dim": objective["final_size"],
-            "num_negatives": objective["num_distractors"],
-            "contrastive_logits_temperature": objective["temperature"],
-            "diversity_loss_weight": objective["diversity_weight"],
-            "feat_quantizer_dropout": objective["feature_dropout"],
-        }
-    return values
-
-
-def _tokenizer(vocabulary: list[str]) -> dict[str, dict[str, Any]]:
-    """vocab.json and tokenizer_config.json: the blank is the pad token, the space is written as a delimiter."""
-    pad = BLANK if "<pad>" in vocabulary else "<pad>"
-    symbols = [pad, *vocabulary[1:]]
-    delimiter = " " if "|" in symbols else "|"
-    tokens = [delimiter if symbol == " " else symbol for symbol in symbols]
-    settings = {
-        "tokenizer_class": "Wav2Vec2CTCTokenizer",
-        "processor_class": "Wav2Vec2Processor",
-        "pad_token": pad,
-        "unk_token": "<unk>",
-        "bos_token": None,
-        "eos_token": None,
-        "word_delimiter_token": delimiter,
-        "replace_word_delimiter_char": " ",
-        "do_lower_case": False,
-        "clean_up_tokenization_spaces": False,
-    }
-    return {"vocab.json": {token: i for i, token in enumerate(tokens)}, "tokenizer_config.json": settings}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,22 @@ HEADS: dict[str, Table] = {
         "project_target.weight": ("project_q.weight",),
         "project_target.bias": ("project_q.bias",),
     },
+    # Of the shape that transformers has (huggingface_out.classifier_difference).
+    "classify": {
+        "projection.weight": ("projector.weight",),
+        "projection.bias": ("projector.bias",),
+        "linear.weight": ("classifier.weight",),
+        "linear.bias": ("classifier.bias",),
+    },
 }
+
+
+def head_table(objective: Mapping[str, Any]) -> Table:
+    """The table of a head's tensors, from its name and options."""
+    table = HEADS[objective["name"]]
+    if objective["name"] == "classify" and objective.get("layers", "weighted") == "weighted":
+        return {**table, "layer_weights": ("layer_weights",)}
+    return table
 
 
 def encoder_table(config: EncoderConfig) -> Table:

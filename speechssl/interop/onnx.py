@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from speechssl import audio
 from speechssl.errors import UserError
 from speechssl.interop import foreign, reference
 from speechssl.models.encoder import EncoderConfig
-from speechssl.training.checkpoint import Checkpoint
+from speechssl.training.checkpoint import Checkpoint, read_json
 
 WEIGHTS = "model.onnx"
 OPSET = 18
 
 
 class _Graph(nn.Module):
-    """Waveforms [1, N] -> frames [1, T, C], and logits [1, T, V] of a CTC head, the blank first."""
+    """Waveforms [1, N] -> frames [1, T, C], logits [1, T, V] of a CTC head, the blank first, and every layer before."""
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__()
@@ -41,10 +42,12 @@ class _Graph(nn.Module):
     def forward(self, waveforms: Tensor) -> tuple[Tensor, ...]:
         tensors = dict(zip(self.names, self.values, strict=True))
         waveform = audio.normalize_waveform(waveforms[0]) if self.normalize else waveforms[0]
-        frames = reference.hidden_states(tensors, self.config, waveform)[1][-1][None]
-        if "lm_head.weight" not in tensors:
-            return (frames,)
-        return frames, F.linear(frames, tensors["lm_head.weight"], tensors["lm_head.bias"])
+        features, hidden = reference.hidden_states(tensors, self.config, waveform)
+        frames = hidden[-1][None]
+        outputs = [frames]
+        if "lm_head.weight" in tensors:
+            outputs.append(F.linear(frames, tensors["lm_head.weight"], tensors["lm_head.bias"]))
+        return (*outputs, features[None], *(x[None] for x in hidden[:-1]))
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -54,13 +57,14 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         UserError: onnx or what exports to it is not installed, or the head is none that can be written.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"format=onnx needs {error.name}: install it with `pip install 'speechssl[onnx]'`") from error
     graph = _Graph(checkpoint).eval()
     outputs = ["frames", "logits"] if "lm_head.weight" in graph.names else ["frames"]
+    inner = list(_layers(graph.config.num_layers).values())[:-1]
     samples = torch.export.Dim("samples", min=2 * graph.config.receptive_field)
     example = torch.randn(1, checkpoint.config["sample_rate"] + 4 * graph.config.receptive_field)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -70,13 +74,42 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
             (example,),
             folder / WEIGHTS,
             input_names=["waveforms"],
-            output_names=outputs,
+            output_names=[*outputs, *inner],
             dynamic_shapes={"waveforms": {1: samples}},
             opset_version=OPSET,
             dynamo=True,
             external_data=sum(x.numel() for x in graph.values) > 2**28,  # a file of protobuf ends at 2 GiB
             verbose=False,
         )
+    # The layers before the last keep their names in the graph, and are no output of it.
+    model = onnx.load(folder / WEIGHTS, load_external_data=False)
+    del model.graph.output[len(outputs) :]
+    onnx.save(model, folder / WEIGHTS)
+
+
+def _layers(num_layers: int) -> dict[str, str]:
+    """Each layer as a report calls it, and as the graph does."""
+    inner = {f"hidden state {i}": f"hidden_state_{i}" for i in range(num_layers)}
+    return {"feature encoder": "feature_encoder", **inner, f"hidden state {num_layers}": "frames"}
+
+
+@contextlib.contextmanager
+def every_layer(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The written graph beside itself with every layer as an output, and its outputs' names by layer, for a while."""
+    import onnx
+
+    model = onnx.load(folder / WEIGHTS, load_external_data=False)
+    layers = _layers(read_json(folder / "config.json")["num_layers"])
+    there = [output.name for output in model.graph.output]
+    for name in layers.values():
+        if name not in there:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    path = folder / "every_layer.onnx"
+    try:
+        onnx.save(model, path)
+        yield path, {**layers, "logits": "logits"} if "logits" in there else layers
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def folder_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import speechssl
 from speechssl import cli
-from speechssl.interop import huggingface
+from speechssl.interop import huggingface_out
 from speechssl.training.checkpoint import build_model, load_checkpoint
 
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -66,7 +66,7 @@ def test_hidden_states_are_those_of_transformers(saved, peer):
 
 def test_every_tensor_goes_back_bit_for_bit(saved):
     _, folder = saved
-    given, back = load_file(folder / "model.safetensors"), huggingface.tensors(load_checkpoint(folder))
+    given, back = load_file(folder / "model.safetensors"), huggingface_out.tensors(load_checkpoint(folder))
     assert given.keys() == back.keys()
     for name, tensor in given.items():
         assert torch.equal(back[name], tensor), name
@@ -101,14 +101,14 @@ def test_older_files_with_their_names_in_pickles_and_shards(peer, tmp_path):
         save_file({name: x for name, x in tensors.items() if places[name] == shard}, sharded / shard)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     for source in (folder, sharded):
-        back = huggingface.tensors(load_checkpoint(source))
+        back = huggingface_out.tensors(load_checkpoint(source))
         assert back.keys() == tensors.keys()
         assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
 def test_half_precision_stays_half_in_the_files_and_runs_in_single(peer, tmp_path):
     folder = peer.save(peer.make("Wav2Vec2Model").half(), tmp_path)
-    back = huggingface.tensors(load_checkpoint(folder))
+    back = huggingface_out.tensors(load_checkpoint(folder))
     assert {tensor.dtype for tensor in back.values()} == {torch.float16}
     assert next(speechssl.load_encoder(folder).parameters()).dtype == torch.float32
 
@@ -171,11 +171,80 @@ def test_a_recogniser_of_ours_runs_in_the_pipeline(ctc_run, tmp_path, peer, audi
     assert (out / "README.md").read_text().startswith("---")
 
 
-def test_a_speaker_head_has_no_counterpart_and_says_so(speaker_run, tmp_path, capsys):
-    arguments = [f"source={speaker_run}", f"out={tmp_path / 'out'}", "format=huggingface"]
-    assert cli.main(["convert", *arguments]) == 2
+CLASSIFIER = {"projection_size": 12, "pooling": "mean", "norm": False}
+
+
+@pytest.mark.parametrize("layers", ["weighted", "last"])
+def test_a_classifier_of_ours_runs_in_the_pipeline(
+    write_run, classify_options, tmp_path, peer, audio_tools, capsys, layers
+):
+    transformers = pytest.importorskip("transformers")
+    run, out = write_run("classify", **classify_options | CLASSIFIER, layers=layers), tmp_path / "hf"
+    assert cli.main(["convert", f"source={run}", f"out={out}", "format=huggingface"]) == 0
+    report = json.loads((out / "conversion_report.json").read_text())
+    compared = [layer["layer"] for layer in report["comparisons"][0]["layers"]]
+    assert compared[-2:] == ["projected frames", "logits"] and len(compared) == 2 + 2 + 2
+    _, info = transformers.Wav2Vec2ForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    classify = transformers.pipeline("audio-classification", model=str(out))
+    [waveform] = peer.noise(40_000)
+    path = audio_tools.save(tmp_path / "a.wav", 0.1 * waveform.clamp(-3, 3))
+    samples, rate = soundfile.read(path, dtype="float32")
+    best = classify({"raw": samples, "sampling_rate": rate})[0]
+    capsys.readouterr()
+    for checkpoint in (run, out):  # ours as it is, and what was written read again
+        assert cli.main(["identify", f"checkpoint={checkpoint}", f"audio={path}", "trainer.device=cpu"]) == 0
+        label, score = capsys.readouterr().out.split()
+        assert label == best["label"] and float(score) == pytest.approx(best["score"], abs=1e-4)
+    assert "audio-classification" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pre_norm", "words"),
+    [
+        ({}, False, ("task.pooling=statistics", "task=superb")),
+        ({**CLASSIFIER, "norm": True}, False, ("task.norm=true",)),
+        ({**CLASSIFIER, "projection_size": None}, False, ("task.projection_size=null",)),
+        ({**CLASSIFIER, "tdnn": [8]}, False, ("task.tdnn=[8]",)),
+        ({**CLASSIFIER, "embedding_size": 8}, False, ("task.embedding_size=8",)),
+        ({**CLASSIFIER, "loss": "aam_softmax"}, False, ("task.loss=aam_softmax",)),
+        (CLASSIFIER, True, ("task.layers=weighted", "task=superb task.layers=last")),
+    ],
+)
+def test_a_classifier_of_another_shape_is_refused_by_its_override(
+    write_run, classify_options, tmp_path, capsys, changes, pre_norm, words
+):
+    run = write_run("classify", pre_norm=pre_norm, **classify_options | changes)
+    assert cli.main(["convert", f"source={run}", f"out={tmp_path / 'out'}", "format=huggingface"]) == 2
     error = capsys.readouterr().err
-    assert "classify" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert all(word in error for word in words), error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["Wav2Vec2", "Hubert", "Data2VecAudio", "WavLM"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_classifiers_come_in_and_go_back(peer, tmp_path, capsys, name, weighted):
+    labels = {0: "yes", 1: "no", 2: "maybe"}
+    changes = {"classifier_proj_size": 5, "use_weighted_layer_sum": weighted, "id2label": labels}
+    if not weighted and name != "Data2VecAudio":
+        changes |= LARGE
+    model = peer.make(f"{name}ForSequenceClassification", **changes)
+    folder = peer.save(model, tmp_path / "given")
+    assert cli.main(["convert", f"source={folder}", f"out={tmp_path / 'ours'}"]) == 0
+    arguments = [f"source={tmp_path / 'ours'}", f"out={tmp_path / 'back'}", "format=huggingface"]
+    assert cli.main(["convert", *arguments]) == 0
+    assert load_checkpoint(tmp_path / "ours").config["objective"]["labels"] == ["yes", "no", "maybe"]
+    given, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
+    assert given.keys() == back.keys() and all(torch.equal(given[name], back[name]) for name in given)
+
+
+def test_labels_that_do_not_fit_the_classifier_are_one_sentence(peer, tmp_path, capsys):
+    folder = peer.save(peer.make("Wav2Vec2ForSequenceClassification", num_labels=3), tmp_path / "model")
+    for names in ({"0": "a", "1": "b"}, {"0": "a", "1": "a", "2": "b"}, ["a"]):
+        edit(folder / "config.json", id2label=names)
+        assert cli.main(["convert", f"source={folder}", f"out={tmp_path / 'out'}"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "id2label" in error
 
 
 def test_preprocessing_comes_along(peer, tmp_path):
@@ -188,11 +257,14 @@ def test_preprocessing_comes_along(peer, tmp_path):
 
 
 def test_a_head_without_counterpart_is_left_out_by_name(peer, tmp_path, caplog):
-    model = peer.make("Wav2Vec2ForSequenceClassification", num_labels=3, classifier_proj_size=5)
-    checkpoint = load_checkpoint(peer.save(model, tmp_path))
-    assert checkpoint.config["objective"] == {"name": "none"}
-    assert "classifier.weight" in checkpoint.config["origin"]["left_out"]
-    assert "classifier.weight" in caplog.text
+    weighted = {**LARGE, "use_weighted_layer_sum": True}  # transformers 4 and 5 do not agree on these
+    for i, (name, changes) in enumerate((("XVector", {"tdnn_dim": [8] * 5}), ("SequenceClassification", weighted))):
+        model = peer.make(f"WavLMFor{name}", num_labels=3, classifier_proj_size=5, **changes)
+        checkpoint = load_checkpoint(peer.save(model, tmp_path / str(i)))
+        assert checkpoint.config["objective"] == {"name": "none"}
+        assert "classifier.weight" in checkpoint.config["origin"]["left_out"]
+        assert "classifier.weight" in caplog.text
+        caplog.clear()
 
 
 @pytest.fixture
@@ -224,7 +296,7 @@ def edit(path, **changes):
         ({"intermediate_size": 41}, "intermediate_dense"),
         ({"num_hidden_layers": 3}, "lacks|do not have"),
         ({"num_hidden_layers": 1}, "encoder.layers.1"),
-        ({"num_hidden_layers": 10**9}, "do not have"),
+        ({"num_hidden_layers": 10**9}, "num_layers is 1000000000, which no encoder has"),
         ({"conv_bias": True}, "conv.bias"),
         ({"feat_extract_norm": "layer"}, "layer_norm"),
         ({"pad_token_id": 0}, "pad_token_id"),

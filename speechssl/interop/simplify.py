@@ -1,0 +1,42 @@
+"""A recogniser without what other toolkits have no place for: LoRA merged into the weights, a second loss left out."""
+
+from __future__ import annotations
+
+from speechssl.errors import UserError
+from speechssl.heads.adapters import Adapters
+from speechssl.training.checkpoint import Checkpoint, build_encoder, load_tensors
+
+_HEAD = {"linear.weight", "linear.bias"}
+
+
+def simplify(checkpoint: Checkpoint) -> Checkpoint:
+    """The same recogniser as an encoder and a linear layer; any other checkpoint as it is.
+
+    Raises:
+        UserError: it has bottleneck adapters or weighs layers, which no other toolkit's CTC model does.
+    """
+    objective = checkpoint.config["objective"]
+    if objective["name"] not in ("ctc", "semi"):
+        return checkpoint
+    tensors, head = dict(checkpoint.tensors), dict(objective)
+    if head.get("adapter_size") or head.get("layers", "last") != "last":
+        part = "task.adapter_size" if head.get("adapter_size") else "task.layers=weighted"
+        raise UserError(
+            f"{checkpoint.folder} was trained with {part}, for which other toolkits' CTC models have no place; "
+            "fine-tune without it, or with task.lora_rank, which merges into the weights"
+        )
+    if head.get("lora_rank"):
+        encoder = build_encoder(checkpoint)
+        adapters = Adapters(encoder.config, lora_rank=head["lora_rank"], adapter_size=0)
+        load_tensors(adapters, checkpoint.part("objective.adapters"), checkpoint.folder)
+        adapters.merge(encoder)
+        tensors |= {f"encoder.{name}": tensor.detach() for name, tensor in encoder.state_dict().items()}
+        head["lora_rank"] = 0
+    if head["name"] == "semi":
+        head = {**{k: v for k, v in head.items() if k not in ("ssl", "ssl_weight")}, "name": "ctc"}
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("objective.") or name.removeprefix("objective.") in _HEAD
+    }
+    return Checkpoint(checkpoint.folder, {**checkpoint.config, "objective": head}, tensors)
