@@ -1,0 +1,121 @@
+"""The doctor in a run: measures, has each row judged, says what is wrong and what mends it, and acts where it may.
+
+A finding is said once, and kept as an event in metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from speechssl.doctor import actions, healthy
+from speechssl.doctor.healthy import Row
+from speechssl.doctor.judge import Judge
+from speechssl.doctor.probe import Probe, data_facts
+from speechssl.training.monitor import append_row
+from speechssl.training.rows import read_rows
+from speechssl.types import Batch
+
+if TYPE_CHECKING:
+    from speechssl.training.trainer import Trainer
+
+log = logging.getLogger("speechssl")
+
+
+class Doctor:
+    """What the trainer talks to: measures, judges, and acts where it may.
+
+    Args:
+        act: "off" measures nothing; "warn" says what it finds; "adjust" also changes what can be changed in a run;
+            "rollback" goes back to the last checkpoint instead, and on at half the rate.
+        patience: see Judge.
+        objective: name of the objective or task, for its healthy curves.
+        settings: the run's config, dotted.
+    """
+
+    def __init__(
+        self, *, act: str, patience: int = 3, objective: str | None = None, settings: dict[str, Any] | None = None
+    ):
+        self.act, self.patience = act, patience
+        self.objective, self.settings = objective, settings or {}
+        self.probe = None if act == "off" else Probe()
+
+    def attend(self, trainer: Trainer) -> None:
+        """Begin with a run, or go on with one that is resumed."""
+        if not self.probe:
+            return
+        self.trainer = trainer
+        self.probe.attach(trainer.encoder)
+        self.facts = data_facts(trainer.loader)
+        self.judging = Judge(
+            bands=healthy.load(self.objective),
+            settings=self.settings,
+            max_steps=trainer.options.max_steps,
+            patience=self.patience,
+        )
+        if trainer.monitor and trainer.step == 0:
+            append_row(trainer.monitor.path, _beginning())
+        rows = trainer.world.agree(read_rows(trainer.monitor.path) if trainer.monitor else [])
+        for row in rows:
+            self.judging.see(row)
+            if row.get("acted"):
+                actions.adjust(trainer, row["finding"])
+
+    def begin_step(self, batches: Sequence[Batch], *, is_logged: bool) -> None:
+        """A step begins with these clips; `is_logged` says whether it ends with a row."""
+        if self.probe:
+            self.probe.armed = is_logged
+            self.probe.clips(batches)
+
+    def updating(self, model: nn.Module) -> AbstractContextManager:
+        """Around clipping and the optimiser's step."""
+        return self.probe.updating(model) if self.probe else contextlib.nullcontext()
+
+    def figures(self) -> dict[str, float]:
+        """What a row says besides the objective's figures."""
+        if not self.probe:
+            return {}
+        return {**self.probe.take(), **(self.facts if self.trainer.step == 1 else {})}
+
+    def judge(self, row: Row) -> str | None:
+        """Say what this row shows, and act; a reason where the run has to go back to its last checkpoint."""
+        if not self.probe:
+            return None
+        world = self.trainer.world
+        findings = world.agree(self.judging.see(row) if world.rank == 0 else [])
+        back = None
+        for finding in findings:
+            log.warning("doctor: %s", finding)
+            event = {"event": "finding", **dataclasses.asdict(finding)}
+            event["finding"] = event.pop("name")
+            if self.act == "rollback" and finding.name in actions.BY_FINDING:
+                back = str(finding)
+            elif self.act in ("adjust", "rollback"):
+                event["acted"] = actions.adjust(self.trainer, finding.name)
+                log.warning("doctor: %s", event["acted"] or "nothing can be changed in a run")
+            if self.trainer.monitor:
+                append_row(self.trainer.monitor.path, event)
+        return back
+
+
+def _beginning() -> Row:
+    """The event that says by which command, versions and machine a run was begun."""
+    versions = {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in ("speechssl", "torch", "torchaudio", "numpy")
+    }
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}"
+    command = shlex.join(["speechssl", *sys.argv[1:]])
+    return {"step": 0, "event": "began", "command": command, "versions": versions, "machine": machine}
