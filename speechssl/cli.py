@@ -22,13 +22,20 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from speechssl import ranks
 from speechssl.environment import check_pair
 from speechssl.errors import Interrupted, UserError
 
 COMMANDS = Path(__file__).resolve().parent / "commands"
 
 # The order in which a newcomer needs them; verbs that are not named here come after, by name.
-ORDER = ("prepare", "pretrain", "finetune", "evaluate", "transcribe", "identify", "convert")
+ORDER = (
+    *("prepare", "pretrain", "finetune", "selftrain", "lm", "tune", "evaluate", "transcribe", "enrol", "identify"),
+    *("report", "doctor", "plan", "embed", "probe", "convert"),
+)
+
+# Verbs that work where torch does not.
+WITHOUT_TORCH = ("doctor",)
 
 EXAMPLES = """\
 Examples:
@@ -56,41 +63,56 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_streams()
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        _dispatch(arguments)
+        code = _dispatch(arguments)
         sys.stdout.flush()
-    except UserError as error:
-        return _fail(str(error), code=2)
-    except Interrupted as stop:
-        again = [argument for argument in arguments if not argument.startswith("trainer.resume=")]
-        print(f"{stop}; to go on: {shlex.join(['speechssl', *again])}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+        return code
     except BrokenPipeError:
         # Whoever read our results has stopped. Python flushes stdout at exit and would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(f"the disk is full: {error.filename or 'nothing more can be written'}", code=1)
-        if error.errno in USERS_OS_ERRORS and error.filename is not None:
-            return _fail(f"cannot use {os.fspath(error.filename)!r}: {error.strerror}", code=2)
-        traceback.print_exc()
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(error, arguments)
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _explain(error: BaseException, arguments: list[str]) -> int:
+    """Say on stderr why the command ended, if nobody has; its exit code."""
+    code, sentence = 1, None  # without a sentence, a traceback
+    if isinstance(error, UserError):
+        code, sentence = 2, f"error: {error}"
+    elif isinstance(error, Interrupted):
+        again = [argument for argument in arguments if not argument.startswith("trainer.resume=")]
+        sentence = f"{error}; to go on: {shlex.join(['speechssl', *again])}"
+    elif isinstance(error, KeyboardInterrupt):
+        sentence = "interrupted"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        sentence = f"error: the disk is full: {error.filename or 'nothing more can be written'}"
+    elif isinstance(error, OSError) and error.errno in USERS_OS_ERRORS and error.filename is not None:
+        code, sentence = 2, f"error: cannot use {os.fspath(error.filename)!r}: {error.strerror}"
+    if ranks.may_speak(error):
+        if sentence is None:
+            traceback.print_exception(error)
+        else:
+            print(sentence, file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
-        return
+        return 0
     if arguments[0] == "--version":
         print(f"speechssl {metadata.version('speechssl')}")
-        return
+        return 0
+    if arguments[0] in ("--completion", "--complete"):
+        from speechssl import completion
+
+        asked, *words = arguments
+        print(
+            completion.script(" ".join(words))
+            if asked == "--completion"
+            else "\n".join(completion.candidates(words, verbs()))
+        )
+        return 0
     verb, *overrides = arguments
     if verb not in verbs():
         from speechssl.config import nearest
@@ -102,12 +124,21 @@ def _dispatch(arguments: list[str]) -> None:
     asked = [argument for argument in overrides if argument in ("-h", "--help")]
     if asked:
         print(help_text(verb, [argument for argument in overrides if argument not in asked]))
-        return
+        return 0
     from speechssl.config import compose
 
     config = compose(verb, overrides)
-    check_pair()
+    if verb not in WITHOUT_TORCH:
+        check_pair()
+    if "trainer" in config and config.trainer.get("devices", 1) > 1 and not ranks.is_rank():
+        from speechssl.training.launch import launch
+
+        return launch(arguments, config)
+    if "trainer" in config and "run_dir" in config:
+        # Before torch is imported, which takes seconds: a user sees at once that the command is understood.
+        logging.getLogger("speechssl").info("%s into %s: loading", verb, config.run_dir)
     importlib.import_module(f"speechssl.commands.{verb}").run(config)
+    return 0
 
 
 def verbs() -> list[str]:
@@ -120,7 +151,11 @@ def overview() -> str:
     """What `speechssl --help` prints."""
     lines = ["usage: speechssl VERB [key=value ...]", "", EXAMPLES, "Verbs:"]
     lines += [f"  {verb:<11} {_docstring(verb).splitlines()[0]}" for verb in verbs()]
-    lines += ["", "`speechssl VERB --help` shows examples and every key of a verb."]
+    lines += [
+        "",
+        "`speechssl VERB --help` shows examples and every key of a verb; `speechssl doctor what=env` says what of",
+    ]
+    lines += ["the installation works. Completion in a shell: `speechssl --completion bash` (or zsh, fish)."]
     return "\n".join(lines)
 
 
@@ -162,7 +197,7 @@ def _docstring(verb: str) -> str:
 def _purpose(path: Path) -> str:
     """The first sentence of the comment that a yaml file begins with."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
-    comment = " ".join(line.lstrip("# ") for line in lines)
+    comment = " ".join(line.lstrip("# ") for line in lines if "@package" not in line)  # that one is for Hydra
     return re.split(r"(?<=\.)\s+(?=[A-Z])", comment, maxsplit=1)[0]
 
 
@@ -204,15 +239,10 @@ def _set_up_streams() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("speechssl")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.CRITICAL if ranks.rank() else logging.INFO)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore")
         warnings.filterwarnings("default", module=r"speechssl\.")
-
-
-def _fail(sentence: str, *, code: int) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

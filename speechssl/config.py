@@ -44,27 +44,59 @@ PATH_KEYS = {
     "checkpoint": "CHECKPOINT",
     "source": "DIR_OR_FILE",
     "json": "FILE",
+    "trials": "FILE",
+    "cohort": "FILE",
+    "voices": "DIR",
+    "calibration": "FILE",
+    "data.enrol": "FILE",
+    "data.verify": "FILE",
+    "data.unlabelled": "FILE",
+    "decoder.lm": "FILE",
+    "decoder.lexicon": "FILE",
+    "decoder.weights": "FILE",
+    "against": "FILE",
+    "text": "FILE",
     "corpus.root": "DIR",
+    "objective.labels": "DIR",
+    "augment.noise": "FILE",
+    "augment.room": "FILE",
     "data.train": "FILE",
     "data.valid": "FILE",
     "data.test": "FILE",
+    "data.labelled": "FILE",
+    "data.speakers": "FILE",
 }
 
-# What validate() asks of a key, where a verb has it: of its whole name, or of the end of it.
+# Path keys that also take a list of paths.
+LISTS = ("data.train", "run_dir", "data.labelled")
+
+# What validate() asks of a key, where a verb has it: of its whole name (after its verb), or of the end of it.
 CHOICES = {
+    "segment": ("none", "windows", "speech"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.resume": ("auto", "never", "must"),
-    "what": ("pretrain", "finetune", "inference"),
+    "trainer.parallel": ("ddp", "fsdp"),
+    "doctor.act": ("off", "warn", "adjust", "rollback"),
+    "benchmark what": ("pretrain", "finetune", "inference", "data"),
+    "doctor what": ("run", "env"),
+    "plan what": ("plan", "time", "check"),
 }
 # Keys with a value in the yaml that may be unset all the same.
-NULLABLE = ("window_s",)
-COUNTS = ("steps", "threads", "at_once", "_every", "trainer.accumulate", "trainer.keep_last")
+NULLABLE = ("window_s", "data.max_clip_s")
+COUNTS = ("shuffle_buffer", "steps", "threads", "at_once", "_every", "accumulate", "keep_last", ".devices")
 RANGES = (
-    ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "window_s", "max_clip_s", ".lr", ".temperature")),
-    ("0 or more", lambda x: x >= 0, ("trainer.seed", "context_s", "trainer.clip_norm", "num_workers", "weight_decay")),
+    ("more than 0", lambda x: x > 0, (*COUNTS, "batch_seconds", "window_s", "max_clip_s", ".lr", "temperature")),
+    ("more than 0", lambda x: x > 0, ("doctor.patience", "rounds", "days", "memory_gib")),
+    ("more than 0", lambda x: x > 0, ("average_best", "bpe_size", "optim.layer_decay", "optim.encoder_scale")),
+    ("0 or more", lambda x: x >= 0, ("seed", "context_s", "clip_norm", "num_workers", "weight_decay", "rollbacks")),
+    ("0 or more", lambda x: x >= 0, ("trainer.patience", "trainer.restarts", "lora_rank", "adapter_size")),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, ("dropout", "layer_drop", "probability")),
-    ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share",)),
+    ("more than 0", lambda x: x > 0, ("cohort_top", "batch_clips")),
+    ("more than 0", lambda x: x > 0, ("shard_mib", "segment_s")),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share", "min_confidence")),
+    ("more than 0", lambda x: x > 0, ("beam_size", "beam_threshold", "nbest", "order", "jobs")),
+    ("above 0 and below 1", lambda x: 0 < x < 1, ("p_target",)),
 )
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [a,b]"}
@@ -190,9 +222,12 @@ def validate(verb: str, config: DictConfig) -> None:
     Raises:
         UserError: naming the key and what it may be.
     """
+    if verb != "report" and OmegaConf.is_list(config.get("run_dir")):
+        raise UserError(f"speechssl {verb} takes one run_dir; only report takes a list of them")
     for key, value in leaves(config):
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"speechssl {verb}: {key}={value} must be {_listed(CHOICES[key])}")
+        choices = CHOICES.get(key) or CHOICES.get(f"{verb} {key}")
+        if choices and value not in choices:
+            raise UserError(f"speechssl {verb}: {key}={value} must be {_listed(choices)}")
         for wanted, is_inside, ends in RANGES:
             if value is None or not key.endswith(ends):
                 continue
@@ -256,6 +291,8 @@ def _value(key: str, text: str, default: Any) -> Any:
         return default
     if text == "null" and key in NULLABLE:
         return None
+    if key in LISTS and text.startswith("["):
+        return _fit(key, _parse(key, text), [], text)
     is_text = isinstance(default, str) and default != MISSING
     if isinstance(default, list) or not (is_path or is_text):
         return _fit(key, _parse(key, text), default, text)

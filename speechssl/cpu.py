@@ -11,13 +11,15 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def tune() -> None:
-    """Keep freed memory, and take the faster of the two fp32 matrix products.
+def tune(device: str | torch.device = "cpu") -> None:
+    """Keep freed memory, and take the faster of the two fp32 matrix products; nothing where `device` is no CPU.
 
     - Page faults are up to half of a training step otherwise: glibc is told to keep what is freed.
     - "medium" lets torch use oneDNN's fp32 matrix product in place of MKL's, twice as fast on AMD and as exact;
       not where the CPU has AMX, since oneDNN may then compute in bf16.
     """
+    if torch.device(device).type != "cpu":
+        return
     if not torch.cpu._is_amx_tile_supported():
         torch.set_float32_matmul_precision("medium")
     if sys.platform != "linux":

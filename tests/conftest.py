@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -27,6 +28,10 @@ from speechssl.inference import SpeechModel
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training.checkpoint import model_config, save_checkpoint
 from speechssl.types import Batch, EncoderOutput, Utterance
+
+# A deadline is a timing, and a busy machine is no bug.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 RATE, HOP, FIELD = 16_000, 320, 400
 SYMBOLS = [BLANK, " ", *"abc"]
@@ -48,6 +53,21 @@ CLASSIFY_OPTIONS = {
     "freeze_feature_encoder": True,
     "freeze_encoder": 0.0,
 }
+
+
+@pytest.fixture(scope="session")
+def small_model() -> tuple[str, ...]:
+    """Overrides that make `tiny` smaller; given as overrides, so that the yaml may change."""
+    return (
+        "model=tiny",
+        "model.encoder.conv_channels=[8,8,8,8,8]",
+        "model.encoder.hidden_size=16",
+        "model.encoder.num_layers=2",
+        "model.encoder.num_heads=2",
+        "model.encoder.feed_forward_size=32",
+        "model.encoder.position_kernel=8",
+        "model.encoder.position_groups=4",
+    )
 
 
 class SpellingEncoder(nn.Module):
@@ -127,9 +147,9 @@ def audio_tools() -> SimpleNamespace:
 def write_run(tmp_path, small_config) -> Callable[..., Path]:
     """A run folder with a checkpoint of random weights: a small encoder and the head that is named."""
 
-    def write(name: str, **options) -> Path:
+    def write(name: str, *, pre_norm: bool = False, **options) -> Path:
         torch.manual_seed(0)
-        encoder = Encoder(small_config(conv_channels=(16,) * 7, hidden_size=32))
+        encoder = Encoder(small_config(conv_channels=(16,) * 7, hidden_size=32, pre_norm=pre_norm))
         objective = objective_class(name)(encoder.config, **options)
         for parameter in objective.parameters():
             nn.init.normal_(parameter)  # so that a random head says more than one thing
@@ -146,6 +166,12 @@ def write_run(tmp_path, small_config) -> Callable[..., Path]:
         return tmp_path / "run"
 
     return write
+
+
+@pytest.fixture
+def classify_options() -> dict:
+    """The options of a small task=speaker."""
+    return dict(CLASSIFY_OPTIONS)
 
 
 @pytest.fixture

@@ -127,7 +127,8 @@ def test_a_list_of_paths_begins_with_a_bracket(get):
     assert get("source=[a.jsonl,'b=c é.jsonl']").source == ["a.jsonl", "b=c é.jsonl"]
     assert "source=[a" in refusal(get, "source=[a")
     assert "source=a" in refusal(get, "source=a")
-    assert "takes one path" in refusal(get, "data.train=[a,b]")
+    assert "takes one path" in refusal(get, "data.valid=[a,b]")
+    assert get("data.train=[a,'b c']").data.train == ["a", "b c"]
     assert get("data.train=./[a,b]").data.train == "./[a,b]"
 
 

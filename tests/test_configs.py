@@ -17,7 +17,7 @@ from speechssl.config import MISSING, compose, compose_partial, config_dir, leav
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = config_dir()
 VERBS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-READ_BY_THE_RUN = ("name", "max_steps", "best")  # not by the object that a `_target_` makes
+READ_BY_THE_RUN = ("name", "max_steps", "best", "lr")  # not by the object that a `_target_` makes
 CHOICES = [
     (verb, group, option)
     for verb in VERBS

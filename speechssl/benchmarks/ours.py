@@ -36,7 +36,7 @@ DRAWS = "masks_and_distractors"
 
 def describe(settings: dict[str, Any]) -> dict[str, Any]:
     """The model that is measured, as a checkpoint's config.json would have it."""
-    objective = {key: value for key, value in settings["objective"].items() if key != "_target_"}
+    objective = {key: value for key, value in settings["objective"].items() if key not in ("_target_", "best")}
     return model_config(
         sample_rate=settings["model"]["sample_rate"],
         normalize=settings["model"]["normalize"],
@@ -69,8 +69,7 @@ class Ours:
     """The model and its step."""
 
     def __init__(self, settings: dict[str, Any], batch: Batch, parts: Parts, device: torch.device):
-        if device.type == "cpu":
-            cpu.tune()  # as training does
+        cpu.tune(device)  # as training does
         self.settings, self.batch, self.parts = settings, batch.to(device), parts
         self.model = build(settings).to(device)
         self.encoder, self.objective = self.model["encoder"], self.model["objective"]

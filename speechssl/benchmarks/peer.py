@@ -25,7 +25,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import (
 
 from speechssl.benchmarks.meters import Parts
 from speechssl.benchmarks.ours import DRAWS, REST, autocast, describe, optimizer, pieces
-from speechssl.interop import huggingface
+from speechssl.interop import huggingface_out
 from speechssl.training.checkpoint import Checkpoint
 from speechssl.types import Batch
 
@@ -38,7 +38,7 @@ def build(settings: dict[str, Any]) -> nn.Module:
     """Wav2Vec2ForPreTraining or Wav2Vec2ForCTC of the shape that ours has, with random weights."""
     torch.manual_seed(settings["trainer"]["seed"])
     description = Checkpoint(Path("benchmark"), describe(settings), {})
-    values = huggingface.folder_files(description)["config.json"] | {"ctc_loss_reduction": "sum"}
+    values = huggingface_out.folder_files(description)["config.json"] | {"ctc_loss_reduction": "sum"}
     kind = Wav2Vec2ForPreTraining if settings["what"] == "pretrain" else Wav2Vec2ForCTC
     return kind(Wav2Vec2Config(**values, attn_implementation="sdpa"))
 

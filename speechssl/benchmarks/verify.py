@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from speechssl.benchmarks import ours, peer
 from speechssl.benchmarks.worker import batch_of
-from speechssl.interop import huggingface
+from speechssl.interop import huggingface_out
 from speechssl.models.lengths import runs
 from speechssl.objectives.wav2vec2 import Draw
 from speechssl.training.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def compare(settings: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: it is above TOLERANCE.
     """
     our_model = ours.build(settings).eval()
-    tensors = huggingface.tensors(Checkpoint(Path("benchmark"), ours.describe(settings), our_model.state_dict()))
+    tensors = huggingface_out.tensors(Checkpoint(Path("benchmark"), ours.describe(settings), our_model.state_dict()))
     their_model = peer.build(settings).eval()
     their_model.load_state_dict(tensors)
     differences = COMPARISONS[settings["what"]](our_model, their_model, batch_of(settings))

@@ -51,6 +51,10 @@ class Worker:
             self.step()
         self.parts.forget()
 
+    def peak(self) -> int | None:
+        """Peak memory so far, bytes."""
+        return self.memory.peak()
+
     def facts(self) -> dict[str, Any]:
         """What a side reports after its steps."""
         peak, shares = self.memory.peak(), self.parts.shares()  # before the counting adds to them
@@ -64,7 +68,7 @@ class Worker:
         dtype = torch.bfloat16 if self.settings["trainer"]["precision"] == "bf16" else torch.float32
         return {
             "device": self.device.type,
-            "processor": torch.cuda.get_device_name() if self.device.type == "cuda" else _processor(),
+            "processor": torch.cuda.get_device_name() if self.device.type == "cuda" else processor(),
             "threads": self.threads,
             "matmul_peak_flops": meters.matmul_peak(self.device, dtype),
         }
@@ -100,7 +104,7 @@ def _peer() -> type:
     return Peer
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []

@@ -6,9 +6,12 @@ Examples:
   speechssl benchmark what=pretrain model=base batch=[1,3,5,8,12,15] peer=transformers fresh=true steps=3 warmup_steps=1
   speechssl benchmark what=finetune model=base batch=4x5 peer=transformers verify=true
   speechssl benchmark what=inference model=base batch=10x10 trainer.precision=bf16 threads=2
+  speechssl benchmark what=data peer=all json=loading.json
 
 pretrain is the whole training step (forward, contrastive and diversity loss, backward, AdamW) with the reference's
 dropouts, masks and number of distractors, on noise. Medians over the steps; spread is the range of the middle half.
+data is how fast recordings of each format become batches, beside a plain loop of soundfile, which is the limit, and
+beside the loaders of transformers and SpeechBrain; and how long a training step waits for them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from speechssl.benchmarks import loading, loading_peers
 from speechssl.benchmarks.clips import clip_seconds
 from speechssl.benchmarks.turns import measure
 from speechssl.benchmarks.worker import OURS, PEER
@@ -34,16 +38,61 @@ from speechssl.models.lengths import num_frames
 def run(config: DictConfig) -> None:
     """Measure as the config says."""
     settings = plain(config)
-    _check(settings)
+    if settings["what"] == "data":
+        show, collect = _loading_table, loading.measure
+        _check_loading(settings)
+    else:
+        show, collect = _print_sides, measure
+        _check(settings)
     out = Path(config.json) if config.json else None
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch()  # a place that cannot be written shows now, not after the measurement
-    report = measure(settings)
+    report = collect(settings)
     if out:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
+
+
+def _print_sides(report: dict[str, Any]) -> None:
     Console().print(_table(report))
     print("\n".join(_notes(report)))
+
+
+def _check_loading(settings: dict[str, Any]) -> None:
+    unknown = [name for name in settings["data"]["formats"] if name not in loading.FORMATS]
+    if unknown or not settings["data"]["formats"]:
+        raise UserError(f"data.formats has {unknown or 'nothing'}: give some of {', '.join(loading.FORMATS)}")
+    if settings["peer"]:
+        loading_peers.chosen(settings["peer"])
+
+
+def _loading_table(report: dict[str, Any]) -> None:
+    """One line a side, one column a format: audio seconds a second, and how much of the limit that is, by the clock and
+    by the time that processors worked."""
+    title = f"audio seconds a second (of the limit by the clock, by processor time), on {report['cores']} cores"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in report["formats"]:
+        table.add_column(name, justify="right")
+    sides = dict.fromkeys(side for results in report["formats"].values() for side in results)
+    for side in sides:
+        found = [results.get(side) for results in report["formats"].values()]
+        table.add_row(
+            side,
+            *(
+                f"{x['audio_seconds_per_second']:.0f} ({x['of_limit']:.0%}, {x['of_limit_by_processor']:.0%})"
+                if x
+                else "-"
+                for x in found
+            ),
+        )
+    Console().print(table)
+    print(
+        f"a training step of {report['model']} takes {report['step_seconds']:.2f} s for batches of "
+        f"{report['batch_seconds']:g} s, and waits for audio {report['loader_share']:.1%} of that with "
+        f"{report['loader_share_workers']} workers; {report['processor']}"
+    )
 
 
 def _check(settings: dict[str, Any]) -> None:

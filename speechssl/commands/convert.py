@@ -28,10 +28,13 @@ from safetensors.torch import save_file
 from speechssl import audio
 from speechssl.config import plain
 from speechssl.errors import UserError
-from speechssl.interop import check, foreign, huggingface, onnx
+from speechssl.interop import check, foreign, huggingface_out, onnx
 from speechssl.interop import torchaudio as for_torchaudio
 from speechssl.interop.card import model_card
-from speechssl.training.checkpoint import Checkpoint, load_checkpoint, write_json
+from speechssl.interop.simplify import simplify
+from speechssl.models.encoder import EncoderConfig
+from speechssl.training.checkpoint import Checkpoint, load_checkpoint
+from speechssl.training.files import write_json
 
 FORMATS = ("speechssl", "huggingface", "torchaudio", "onnx")
 REPORT = "conversion_report.json"
@@ -53,6 +56,12 @@ def run(config: DictConfig) -> None:
         checkpoint = load_checkpoint(config.source, prefer="best")
         if config.format == "speechssl":
             raise UserError(f"{config.source} is in our own format already; give format=huggingface or torchaudio")
+        checkpoint = simplify(checkpoint)
+        encoder = EncoderConfig.from_dict(checkpoint.config["encoder"])
+        if encoder.feature_encoder != "conv":
+            raise UserError(f"{config.source} begins with a log-mel spectrum, which no other format here can hold")
+        if encoder.context != "transformer" or encoder.causal:
+            raise UserError(f"{config.source} sees the past alone, which no other format here can hold")
     rate = checkpoint.config["sample_rate"]
     recordings = [audio.load(config.audio, sample_rate=rate)] if config.audio else []
     temporary = out.with_name(f".tmp_{out.name}")
@@ -92,7 +101,7 @@ def _write(checkpoint: Checkpoint, folder: Path, form: str) -> None:
     elif form == "onnx":
         files = onnx.folder_files(checkpoint)
     else:
-        writer = huggingface if form == "huggingface" else for_torchaudio
+        writer = huggingface_out if form == "huggingface" else for_torchaudio
         files = writer.folder_files(checkpoint)  # first: it says what cannot be written
         tensors = writer.tensors(checkpoint)
     for name, content in files.items():

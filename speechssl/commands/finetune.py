@@ -1,15 +1,24 @@
-"""Train a head on an encoder with labels: characters by CTC, or the speaker or any other column of the manifest.
+"""Train a head on an encoder with labels: transcripts by CTC, or the speaker or any other column of the manifest.
 
 Examples:
   speechssl finetune task=ctc init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/ctc
+  speechssl finetune task=ctc_1h init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/1h
+  speechssl finetune task=ctc task.units=bpe task.lora_rank=8 init=runs/first data.train=labelled.jsonl run_dir=runs/bpe
+  speechssl finetune task=semi init=runs/first data.train=[labelled.jsonl,unlabelled.jsonl] run_dir=runs/joint
   speechssl finetune task=speaker init=runs/first data.train=train.jsonl run_dir=runs/speaker
   speechssl finetune task=classify label=language init=runs/first data.train=train.jsonl run_dir=runs/language
   speechssl finetune task=ctc init=none model=tiny data.train=labelled.jsonl run_dir=runs/scratch    # no pretraining
 
-The encoder's shape comes from init; init=none trains the network of model= from scratch, all of it.
+The encoder's shape comes from init; init=none trains the network of model= from scratch, all of it. task=ctc_10min,
+ctc_1h, ctc_10h and ctc_100h are the wav2vec 2.0 paper's settings for so much transcribed speech: its steps, the
+share of them with the encoder frozen, its masks and learning rate; trainer.max_steps=2000 shortens all of it alike.
+task=semi trains CTC on the clips that have a transcript, and the pretraining's own loss on those that have none;
+data.mix_temperature=100 makes both manifests equal shares of the batches.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,6 +27,7 @@ from speechssl.config import objective_class, plain
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training import checkpoint as checkpoints
+from speechssl.training.checkpoint import Checkpoint
 from speechssl.training.run import build_trainer, open_manifest
 
 
@@ -29,17 +39,28 @@ def run(config: DictConfig) -> None:
     )
     torch.manual_seed(config.trainer.seed)
     options = plain(config.task)
-    for key in ("_target_", "max_steps", "best"):
-        del options[key]
-    encoder, sample_rate, normalize = _encoder(config)
+    for key in ("_target_", "max_steps", "best", "lr"):
+        options.pop(key, None)
+    encoder, sample_rate, normalize, pretrained = _encoder(config)
+    if options["freeze_feature_encoder"] is None:
+        options["freeze_feature_encoder"] = config.init != "none"
     if config.init == "none":
         # Nothing has been learned that freezing could keep.
-        options |= {"freeze_feature_encoder": False, "freeze_encoder": 0.0}
+        options["freeze_encoder"] = 0.0
+        if options.get("lora_rank") or options.get("adapter_size"):
+            raise UserError("task.lora_rank and task.adapter_size adapt an encoder that has learned; give init=")
     options |= objective_class(options["name"]).data_options(manifests[0], **options)
+    if options["name"] == "semi":
+        options["ssl"] = _pretraining_of(pretrained, config.init)
+    objective = checkpoints.build_objective(options, encoder.config)
+    if options["name"] == "semi":
+        checkpoints.load_tensors(objective.ssl, pretrained.part("objective"), pretrained.folder)
+    if hasattr(objective, "attach"):
+        objective.attach(encoder)
     build_trainer(
         config,
         encoder=encoder,
-        objective=checkpoints.build_objective(options, encoder.config),
+        objective=objective,
         objective_options=options,
         sample_rate=sample_rate,
         normalize=normalize,
@@ -48,14 +69,36 @@ def run(config: DictConfig) -> None:
     ).fit()
 
 
-def _encoder(config: DictConfig) -> tuple[Encoder, int, bool]:
-    """The encoder to fine-tune, its sample rate, and whether it wants normalised clips."""
+def _pretraining_of(pretrained: Checkpoint | None, init: str) -> dict[str, Any]:
+    """The self-supervised objective that a checkpoint was pretrained by."""
+    options = pretrained.config["objective"] if pretrained else {"name": "none"}
+    if "vocabulary" in options or "labels" in options or options["name"] == "none":
+        raise UserError(
+            f"task=semi goes on with the loss of a pretraining, and init={init} has none: give the run folder of "
+            "`speechssl pretrain`"
+        )
+    return options
+
+
+def _encoder(config: DictConfig) -> tuple[Encoder, int, bool, Checkpoint | None]:
+    """The encoder to fine-tune, its sample rate, whether it wants normalised clips, and where it comes from."""
     if config.init == "none":
         if not config.get("model"):
             raise UserError("init=none trains from scratch and needs a shape: add model=tiny, small, base or large")
         model = config.model
-        return Encoder(EncoderConfig.from_dict(plain(model.encoder))), model.sample_rate, model.normalize
+        shape = plain(model.encoder) | _dropouts(config)
+        return Encoder(EncoderConfig.from_dict(shape)), model.sample_rate, model.normalize, None
     if config.get("model"):
         raise UserError("model= has no effect beside init=CHECKPOINT, which brings its own shape; drop one of them")
     found = checkpoints.load_checkpoint(config.init)
-    return checkpoints.build_encoder(found), found.config["sample_rate"], found.config["normalize"]
+    found.config["encoder"] |= _dropouts(config)
+    encoder = checkpoints.build_encoder(found)
+    encoder.context.reset_last_layers(config.encoder.reset_layers)
+    return encoder, found.config["sample_rate"], found.config["normalize"], found
+
+
+def _dropouts(config: DictConfig) -> dict[str, float]:
+    """The encoder's dropouts that fine-tuning changes; the weights do not depend on them."""
+    given = plain(config.encoder)
+    del given["reset_layers"]
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,24 +1,36 @@
-"""Say who speaks in a recording or in every recording of a folder, or how alike two voices are.
+"""Say who speaks in a recording or in every recording of a folder, or whether two recordings are one voice.
 
 Examples:
   speechssl identify checkpoint=runs/speaker audio=hello.wav
   speechssl identify checkpoint=runs/speaker audio=recordings
+  speechssl identify checkpoint=runs/speaker voices=family audio=hello.wav
   speechssl identify checkpoint=runs/speaker audio=hello.wav other=goodbye.wav
 
-Prints `speaker<TAB>score`, the score being the probability among the speakers that the checkpoint knows;
-for a folder with the path before it, sorted by path. With other= prints the cosine of the two recordings'
-embeddings, at most 1. A checkpoint of task=classify gives its labels in the place of speakers.
+Prints `speaker<TAB>score`, the score being the probability among the speakers that the checkpoint knows; for a
+folder with the path before it, sorted by path. A checkpoint of task=classify gives its labels in the place of
+speakers. With voices=, which `speechssl enrol` wrote, prints `name<TAB>cosine<TAB>probability`, the name being
+`unknown` where the recording is more likely by none of them. With other= prints `same` or `different`, the cosine of
+the two recordings' embeddings and the probability that they are one voice; that takes the calibration.json of
+`speechssl evaluate` (the newest one below the run's folder, unless calibration= names one): without it there is the
+cosine alone.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from speechssl.enrolment import Voices
 from speechssl.errors import UserError
+from speechssl.evaluation.classification import CALIBRATION
+from speechssl.evaluation.verification import Calibration
 from speechssl.identifier import Identifier
 from speechssl.inference import load_model, recordings
+from speechssl.training.checkpoint import read_json
+
+log = logging.getLogger("speechssl")
 
 
 def run(config: DictConfig) -> None:
@@ -27,11 +39,46 @@ def run(config: DictConfig) -> None:
     if config.other is not None and (is_folder or Path(config.other).is_dir()):
         raise UserError("other= compares two recordings, so audio= and other= must both be files")
     paths = recordings(config.audio)
-    model = load_model(config.checkpoint, device=config.trainer.device)
-    identifier = Identifier(model)
+    identifier = Identifier(load_model(config.checkpoint, device=config.trainer.device))
+    voices = Voices.load(Path(config.voices), identifier.model) if config.voices else None
     if config.other is not None:
-        print(f"{identifier.compare(config.audio, config.other):.4f}")
+        compare(config, identifier, voices)
         return
-    for batch, waveforms, lengths in model.batches(paths, batch_seconds=config.data.batch_seconds):
-        for path, found in zip(batch, identifier.classify(identifier.embed(waveforms, lengths)), strict=True):
-            print(*([path] if is_folder else []), found.label, f"{found.score:.4f}", sep="\t")
+    for batch, waveforms, lengths in identifier.model.batches(paths, batch_seconds=config.data.batch_seconds):
+        embeddings = identifier.embed(waveforms, lengths)
+        if voices:
+            matches = [voices.match(x) for x in embeddings.cpu().numpy()]
+            lines = [(x.name, f"{x.score:.4f}", f"{x.probability:.4f}") for x in matches]
+        else:
+            lines = [(x.label, f"{x.score:.4f}") for x in identifier.classify(embeddings)]
+        for path, line in zip(batch, lines, strict=True):
+            print(*([path] if is_folder else []), *line, sep="\t")
+
+
+def compare(config: DictConfig, identifier: Identifier, voices: Voices | None) -> None:
+    """Print whether two recordings are one voice."""
+    score = identifier.compare(config.audio, config.other)
+    calibration = voices.calibration if voices and not config.calibration else _calibration(config, identifier)
+    if calibration is None:
+        log.warning(
+            "no probability: it takes a calibration.json, which `speechssl evaluate checkpoint=%s data.test=...` "
+            "writes; give it as calibration=",
+            config.checkpoint,
+        )
+        print(f"{score:.4f}")
+        return
+    probability = calibration.probability(score)
+    print("same" if probability >= 0.5 else "different", f"{score:.4f}", f"{probability:.4f}", sep="\t")
+
+
+def _calibration(config: DictConfig, identifier: Identifier) -> Calibration | None:
+    """That of calibration=, or the newest below the run's folder."""
+    if config.calibration:
+        return Calibration.from_dict(read_json(Path(config.calibration)), config.calibration)
+    source = identifier.model.source
+    run = source.parent.parent if source.parent.name == "checkpoints" else source
+    found = sorted(run.glob(f"*/{CALIBRATION}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return None
+    log.info("calibration of %s", found[-1])
+    return Calibration.from_dict(read_json(found[-1]), found[-1])

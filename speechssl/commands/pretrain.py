@@ -4,6 +4,7 @@ Examples:
   speechssl pretrain data.train=train.jsonl run_dir=runs/first model=tiny
   speechssl pretrain data.train=train.jsonl data.valid=valid.jsonl run_dir=runs/base model=base trainer.precision=bf16
   speechssl pretrain data.train=train.jsonl run_dir=runs/more init=runs/first    # go on from weights
+  speechssl pretrain data.train=train.jsonl run_dir=runs/rq model=tiny objective=best_rq    # another family
 
 The run folder gets config.yaml, metrics.jsonl, tensorboard/ and checkpoints/. The same command again continues a run
 that was interrupted.
@@ -11,13 +12,16 @@ that was interrupted.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 
-from speechssl.config import plain
+from speechssl.config import objective_class, plain
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training import checkpoint as checkpoints
+from speechssl.training.lock import in_turn
 from speechssl.training.run import build_trainer, open_manifest
 
 # What may differ from the checkpoint that a run starts from: it changes training, not what the weights compute.
@@ -31,12 +35,14 @@ def run(config: DictConfig) -> None:
         open_manifest(config.data.valid) if config.data.valid else None,
     )
     torch.manual_seed(config.trainer.seed)
-    encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder)))
-    options = plain(config.objective)
-    del options["_target_"]
+    kind = objective_class(config.objective.name)
+    encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder) | kind.encoder_needs))
+    options = kind.complete({k: v for k, v in plain(config.objective).items() if k not in ("_target_", "best")}, config)
     objective = checkpoints.build_objective(options, encoder.config)
     if config.init:
         _load(config, encoder, objective)
+    with in_turn(Path(config.run_dir)):
+        objective.prepare(config, manifests)
     build_trainer(
         config,
         encoder=encoder,

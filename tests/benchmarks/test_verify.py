@@ -44,6 +44,6 @@ def test_a_side_that_leaves_something_out_is_found(monkeypatch):
         return model
 
     monkeypatch.setattr(verify.ours, "build", without_one_bias)
-    monkeypatch.setattr(verify.huggingface, "tensors", lambda _: verify.peer.build(settings()).state_dict())
+    monkeypatch.setattr(verify.huggingface_out, "tensors", lambda _: verify.peer.build(settings()).state_dict())
     with pytest.raises(RuntimeError, match="compute different things"):
         verify.compare(settings())

@@ -11,17 +11,6 @@ import pytest
 
 from speechssl import cli
 
-# As overrides, so that the yaml may change.
-SMALL_MODEL = (
-    "model=tiny",
-    "model.encoder.conv_channels=[8,8,8,8,8,8,8]",
-    "model.encoder.hidden_size=16",
-    "model.encoder.num_layers=2",
-    "model.encoder.num_heads=2",
-    "model.encoder.feed_forward_size=32",
-    "model.encoder.position_kernel=8",
-    "model.encoder.position_groups=4",
-)
 SMALL_RUN = (
     "data.num_workers=0",
     "data.batch_seconds=1.5",
@@ -51,24 +40,28 @@ def speechssl(capsys) -> Callable[..., SimpleNamespace]:
     return run
 
 
+@pytest.fixture(scope="session")
+def small_overrides(small_model) -> tuple[str, ...]:
+    """Overrides of a small model and a run of a few steps."""
+    return (*small_model, *SMALL_RUN)
+
+
 @pytest.fixture
-def pretrain(speechssl, tmp_path) -> Callable[..., SimpleNamespace]:
+def pretrain(speechssl, small_overrides, tmp_path) -> Callable[..., SimpleNamespace]:
     """`pretrain(train, *overrides, run="pretrained")`: speechssl pretrain of a small model, a few steps."""
 
     def run(train: Path, *overrides: str, run: str = "pretrained") -> SimpleNamespace:
-        return speechssl(
-            "pretrain", f"data.train={train}", f"run_dir={tmp_path / run}", *SMALL_MODEL, *SMALL_RUN, *overrides
-        )
+        return speechssl("pretrain", f"data.train={train}", f"run_dir={tmp_path / run}", *small_overrides, *overrides)
 
     return run
 
 
 @pytest.fixture
-def finetune(speechssl, tmp_path) -> Callable[..., SimpleNamespace]:
+def finetune(speechssl, small_model, tmp_path) -> Callable[..., SimpleNamespace]:
     """`finetune(train, *overrides, init=…, run="tuned")`: speechssl finetune, a few steps."""
 
     def run(train: Path, *overrides: str, init: str | Path = "none", run: str = "tuned") -> SimpleNamespace:
-        model = SMALL_MODEL if init == "none" else ()
+        model = small_model if init == "none" else ()
         given = (f"data.train={train}", f"init={init}", f"run_dir={tmp_path / run}")
         return speechssl("finetune", *given, *model, *SMALL_RUN, *overrides)
 
@@ -77,9 +70,10 @@ def finetune(speechssl, tmp_path) -> Callable[..., SimpleNamespace]:
 
 @pytest.fixture
 def read_rows(tmp_path) -> Callable[[str], list[dict]]:
-    """`read_rows(run)`: the rows of its metrics.jsonl."""
+    """`read_rows(run)`: the rows of its metrics.jsonl, events left out."""
 
     def read(run: str) -> list[dict]:
-        return [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if "event" not in row]
 
     return read

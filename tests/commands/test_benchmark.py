@@ -15,6 +15,8 @@ from speechssl.config import compose, plain
 TINY = (
     "model=tiny",
     "model.encoder.conv_channels=[8,8,8,8,8,8,8]",
+    "model.encoder.conv_kernels=[10,3,3,3,3,2,2]",
+    "model.encoder.conv_strides=[5,2,2,2,2,2,2]",
     "model.encoder.hidden_size=32",
     "model.encoder.num_layers=1",
     "model.encoder.feed_forward_size=32",
@@ -93,8 +95,8 @@ def test_both_sides_do_the_same_work(extra):
         facts[side] = process.facts()
     ours, peer = facts.values()
     assert ours["parameters"] == peer["parameters"]
-    # Ours computes whole windows of half a second, and so a little more.
-    assert 1 <= ours["flops"] / peer["flops"] < 2
+    # Ours computes whole windows of half a second and rounds rows up, which shows in clips as short as these.
+    assert 1 <= ours["flops"] / peer["flops"] < 2.5
     backward = {f"{part}_backward" for part in ("transformer", "positions", "head_and_loss")}
     assert ("what=finetune" in extra) == (backward <= set(ours["shares"]))
 
@@ -106,7 +108,7 @@ def test_both_sides_do_the_same_work(extra):
         (("batch=[]",), "batch=[] is no batch"),
         (("batch=1x0.02",), "batch=1x0.02 has a clip of 0.02 s, too short to give 10 frames"),
         (("what=inference", "batch=1x0.02"), "too short to give 1 frames"),
-        (("what=training",), "what=training must be pretrain, finetune or inference"),
+        (("what=training",), "what=training must be pretrain, finetune, inference or data"),
         (("peer=fairseq",), "peer=fairseq is not known: give peer=transformers"),
         (("verify=true",), "verify=true compares with a peer: add peer=transformers"),
         (("steps=0",), "steps=0 must be a number, more than 0"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 
-import numpy as np
 import pytest
 
 from speechssl import cli, manifest
-from speechssl.commands.evaluate import verification
+from speechssl.decoding.ngram import estimate
 
 
 @pytest.fixture
@@ -180,6 +178,9 @@ def test_classification_by_hand(evaluate, corpus, voice_model, tmp_path):
     assert all(1 / 3 < row["score"] < 1 for row in rows)
     assert metrics["accuracy"] == 3 / 4
     assert (metrics["num_trials"], metrics["num_target_trials"]) == (6, 2)
+    calibration = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert calibration["scale"] > 0 and calibration["p_target"] == metrics["p_target"] == 0.05
+    assert "<svg" in (tmp_path / "out" / "det.svg").read_text()
     # By likeness: ann's pair; two pairs of hers with bob's "aaab"; bob's own pair; two of "aaa" with "bbb".
     # P_miss and P_fa meet at 1/2; accepting the first pair alone costs least, half of accepting none.
     assert metrics["eer"] == pytest.approx(1 / 2)
@@ -207,18 +208,96 @@ def test_a_checkpoint_without_a_head(evaluate, corpus, spelling_model):
     assert code == 2 and "no head" in err and "finetune" in err
 
 
-def test_verification_needs_both_kinds_of_pair(caplog):
-    with caplog.at_level(logging.WARNING, "speechssl"):
-        figures = verification(np.eye(3), np.array(["a", "b", "c"]))
-    assert figures == {"eer": None, "min_dcf": None, "num_trials": 3, "num_target_trials": 0}
-    assert "two test clips" in caplog.text
+def test_speakers_who_were_not_trained_on_are_compared_only(evaluate, corpus, voice_model, tmp_path):
+    corpus(*((text, {"speaker": who}) for text, who in (("aaa", "x"), ("aaab", "x"), ("bbb", "y"), ("cbb", "y"))))
+    code, out, _ = evaluate(voice_model)
+    metrics, _ = results(tmp_path, "scores.jsonl")
+    assert code == 0 and metrics["accuracy"] is None and metrics["eer"] == 0.0
+    assert json.loads(out)["accuracy"] is None
 
 
-def test_verification_on_a_draw_is_near_that_on_all_pairs():
-    rng = np.random.default_rng(0)
-    labels = np.arange(400) % 8
-    embeddings = np.eye(8)[labels] + rng.normal(0, 0.5, (400, 8))
-    every, some = (verification(embeddings, labels.astype(str), max_trials=n) for n in (10**6, 20_000))
-    assert (every["num_trials"], some["num_trials"]) == (400 * 399 // 2, 20_000)
-    assert some["eer"] == pytest.approx(every["eer"], abs=0.02)
-    assert some == verification(embeddings, labels.astype(str), max_trials=20_000)
+def test_trials_of_a_list(evaluate, corpus, voice_model, tmp_path):
+    corpus(
+        ("aaa", {"speaker": "ann", "id": "one"}),
+        ("aaaaaa", {"speaker": "ann", "id": "two"}),
+        ("bbb", {"speaker": "bob"}),
+    )
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 one two\n0 data/1.wav 2.wav\n")  # an id, a path, the end of a path
+    assert evaluate(voice_model, f"trials={trials}")[0] == 0
+    metrics, _ = results(tmp_path, "scores.jsonl")
+    assert (metrics["num_trials"], metrics["num_target_trials"], metrics["eer"]) == (2, 1, 0.0)
+    for text, words in (
+        ("1 one gone.wav\n", "trials.txt:1: the clip gone.wav is not in data.test"),
+        ("1 one\n", "trials.txt:1"),
+        ("\n", "no trial"),
+        ("1 one 2.wav\n", "'ann' and 'bob'"),
+    ):
+        trials.write_text(text)
+        code, _, err = evaluate(voice_model, f"trials={trials}")
+        assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_cohort_normalises_the_scores(evaluate, corpus, voice_model, tmp_path):
+    corpus(
+        *((text, {"speaker": who}) for text, who in (("aaa", "ann"), ("aab", "ann"), ("bbb", "bob"), ("cbb", "bob")))
+    )
+    cohort = tmp_path / "data" / "cohort.jsonl"
+    cohort.write_text((tmp_path / "data" / "test.jsonl").read_text())
+    assert evaluate(voice_model, f"cohort={cohort}", "cohort_top=2")[0] == 0
+    metrics, _ = results(tmp_path, "scores.jsonl")
+    assert metrics["score"] == "AS-norm" and metrics["num_trials"] == 6
+    assert not (tmp_path / "out" / "calibration.json").exists()
+
+
+def test_the_page_of_a_recogniser(evaluate, corpus, spelling_model, tmp_path):
+    corpus(("ab c", {"text": "Ab, c", "id": "1"}), ("a b", {"text": "a b", "id": "2"}), ("a", {"text": "c", "id": "3"}))
+    code, _, _ = evaluate(spelling_model, "lowercase=true", "normalisation.punctuation=remove")
+    metrics, _ = results(tmp_path, "hypotheses.jsonl")
+    assert code == 0 and metrics["wer"] == pytest.approx(1 / 5)
+    assert metrics["wer_interval"][0] <= 1 / 5 <= metrics["wer_interval"][1]
+    assert metrics["confusions"] == [["c", "a", 1]]
+    assert metrics["wer_by_length"] == {"0 to 2 s": pytest.approx(1 / 5)}
+    assert "punctuation removed" in metrics["normalisation"] and metrics["decoder"] == "GreedyDecoder"
+
+
+def test_two_systems_on_the_same_clips(evaluate, corpus, spelling_model, tmp_path):
+    corpus(*((text, {"text": "ab c", "id": str(i)}) for i, text in enumerate(["ab c", "ab b", "ab c", "a c"])))
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"id": str(i), "hypothesis": "b b"}) + "\n" for i in range(4)))
+    assert evaluate(spelling_model, f"against={other}")[0] == 0
+    found = results(tmp_path, "hypotheses.jsonl")[0]["against"]
+    assert found["wer"]["theirs"] == 1.0 and found["wer"]["difference"] == pytest.approx(2 / 8 - 1)
+    assert found["cer"]["p"] <= 1 and found["file"] == str(other)
+    other.write_text(json.dumps({"id": "0", "hypothesis": "b"}) + "\n")
+    assert "lacks the clip 1" in evaluate(spelling_model, f"against={other}")[2]
+    other.write_text("{}\n")
+    assert "is no hypotheses.jsonl" in evaluate(spelling_model, f"against={other}")[2]
+    assert "cannot be read" in evaluate(spelling_model, f"against={tmp_path / 'gone'}")[2]
+
+
+def test_with_a_language_model(evaluate, corpus, spelling_model, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    corpus(("ab c", {"text": "ab c"}), ("a", {"text": "a"}))
+    estimate([["ab", "c"], ["a"]], order=2).write(tmp_path / "lm.arpa")
+    code, _, _ = evaluate(spelling_model, "decoder=beam", f"decoder.lm={tmp_path / 'lm.arpa'}", "decoder.nbest=3")
+    metrics, rows = results(tmp_path, "hypotheses.jsonl")
+    assert code == 0 and metrics["wer"] == 0.0 and metrics["decoder"] == "BeamDecoder"
+    assert rows[0]["alternatives"][0]["text"] == "ab c" and len(rows[0]["alternatives"]) == 3
+    (tmp_path / "weights.json").write_text('{"lm_weight": 0.5, "word_score": -1.0}')
+    assert evaluate(spelling_model, "decoder=beam", f"decoder.weights={tmp_path / 'weights.json'}")[0] == 0
+    code, _, err = evaluate(spelling_model, "decoder=beam", f"decoder.weights={tmp_path / 'gone.json'}")
+    assert code == 2 and "gone.json" in err
+
+
+def test_a_test_set_in_another_script_is_one_sentence(evaluate, corpus, spelling_model):
+    corpus(("ab", {"text": "яй"}), ("a", {"text": "ж ж"}))
+    code, out, err = evaluate(spelling_model)
+    assert (code, out) == (2, "") and "have no characters in common" in err and "Traceback" not in err
+
+
+def test_a_silent_clip_is_named(evaluate, corpus, voice_model, audio_tools, tmp_path):
+    corpus(("aaa", {"speaker": "ann"}), ("bbb", {"speaker": "bob"}))
+    audio_tools.save(tmp_path / "data" / "1.wav", 0 * audio_tools.spell("bbb"))
+    code, _, err = evaluate(voice_model)
+    assert code == 2 and "1.wav: is silence" in err and len(err.strip().splitlines()) == 1

@@ -9,7 +9,7 @@ import torch
 
 from speechssl.data.text import BLANK
 from speechssl.manifest import Manifest
-from speechssl.training.checkpoint import load_checkpoint
+from speechssl.training.checkpoint import build_model, load_checkpoint
 
 
 @pytest.fixture
@@ -41,6 +41,17 @@ def test_the_encoder_can_be_frozen_for_the_first_steps(finetune, pretrained, tmp
     assert result.code == 0
     found, before = load_checkpoint(tmp_path / "tuned").part("encoder"), load_checkpoint(pretrained).part("encoder")
     assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+def test_dropouts_change_and_the_last_layer_begins_anew(finetune, pretrained, tmp_path):
+    overrides = ("encoder.dropout=0.2", "encoder.reset_layers=1", "task.lr=1e-9")
+    assert finetune(tmp_path / "train.jsonl", *overrides, init=pretrained).code == 0
+    found, before = load_checkpoint(tmp_path / "tuned"), load_checkpoint(pretrained)
+    assert found.config["encoder"] == before.config["encoder"] | {"dropout": 0.2}
+    ours, theirs = found.part("encoder"), before.part("encoder")
+    moved = [name for name in ours if (ours[name] - theirs[name]).abs().max() > 1e-3]
+    assert {name.removeprefix("context.").split(".")[0] for name in moved} <= {"layers", "norm"}
+    assert {name.split(".")[2] for name in moved if ".layers." in name} == {"1"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +160,7 @@ def test_a_damaged_init_is_refused_by_name(finetune, pretrained, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     result = finetune(tmp_path / "train.jsonl", init=pretrained)
     assert result.code == 2
-    assert "model.safetensors cannot be read" in result.sentence
+    assert "model.safetensors is damaged" in result.sentence
 
 
 def test_clips_are_read_from_their_manifest_alone(finetune, write_corpus):
@@ -160,3 +171,50 @@ def test_clips_are_read_from_their_manifest_alone(finetune, write_corpus):
     assert Manifest(train)[0].text is None
     assert finetune(train, "task=speaker").code == 0
     assert finetune(train, "task=ctc", run="other").code == 2
+
+
+@pytest.mark.parametrize("overrides", [("task.lora_rank=2",), ("task.adapter_size=4", "task.layers=weighted")])
+def test_adapters_leave_the_encoder_as_it_was_and_work_after_loading(
+    finetune, speechssl, pretrained, tmp_path, overrides
+):
+    train = tmp_path / "train.jsonl"
+    assert finetune(train, "task=ctc_10min", "task.freeze_encoder=0", *overrides, init=pretrained).code == 0
+    found, before = load_checkpoint(tmp_path / "tuned"), load_checkpoint(pretrained)
+    ours, theirs = found.part("encoder"), before.part("encoder")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ups = [tensor for name, tensor in found.part("objective").items() if name.endswith("up.weight")]
+    assert ups and all(tensor.abs().sum() > 0 for tensor in ups)
+    encoder, _ = build_model(found)
+    assert encoder.context.layers[0].feed_out._forward_hooks or encoder.context.layers[0].attention.qkv._forward_hooks
+    refused = finetune(train, *overrides, run="scratch")
+    assert refused.code == 2 and "give init=" in refused.sentence
+
+
+def test_units_of_words_and_early_stopping(finetune, speechssl, write_corpus, tmp_path, read_rows):
+    pytest.importorskip("sentencepiece")
+    train = write_corpus()
+    result = finetune(
+        train, "task.units=bpe", "task.bpe_size=4", f"data.valid={train}", "trainer.average_best=2",
+        "trainer.patience=1", "trainer.valid_every=1", "trainer.max_steps=40",
+    )  # fmt: skip
+    assert result.code == 0
+    assert load_checkpoint(tmp_path / "tuned").config["objective"]["vocabulary"] == [BLANK, "a", "b", "▁", "ab"]
+    assert "no better" in result.err and read_rows("tuned")[-1]["step"] < 40
+    assert "task.units=syllables must be" in finetune(train, "task.units=syllables", run="x").sentence
+
+
+def test_both_losses_at_once(finetune, pretrained, write_corpus, tmp_path, read_rows):
+    unlabelled = write_corpus("audio", seconds=(0.7, 0.9, 0.8))
+    lines = [line.replace('"text"', '"spoken"') for line in unlabelled.read_text().splitlines()]
+    unlabelled.write_text("\n".join(lines) + "\n")
+    train = tmp_path / "train.jsonl"
+    given = (f"data.train=[{train},{unlabelled}]", "data.mix_temperature=100", f"data.valid={train}")
+    result = finetune(train, *given, "task=semi", "trainer.max_steps=6", "trainer.log_every=1", init=pretrained)
+    assert result.code == 0, result.err
+    rows = read_rows("tuned")
+    assert any("loss_ctc" in row for row in rows) and any("loss_contrastive" in row for row in rows)
+    found = load_checkpoint(tmp_path / "tuned")
+    assert found.config["objective"]["clip_seconds"] == pytest.approx([0.415, 0.55, 0.77], abs=0.01)
+    assert build_model(found)[1].vocabulary.symbols == (BLANK, "a", "b")
+    refused = finetune(train, "task=semi", init=tmp_path / "tuned", run="again")
+    assert refused.code == 2 and "has none" in refused.sentence

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from speechssl import cli
+from speechssl import cli, manifest
 
 
 @pytest.fixture
@@ -62,3 +65,60 @@ def test_a_checkpoint_of_another_kind(identify, monkeypatch, spelling_model, aud
     path = audio_tools.save(tmp_path / "x.wav", audio_tools.spell("a"))
     code, out, err = identify(f"audio={path}")
     assert (code, out) == (2, "") and "no classifier" in err
+
+
+def test_with_a_calibration_two_recordings_are_the_same_or_not(identify, audio_tools, tmp_path):
+    content = {"scale": 10.0, "offset": -8.0, "p_target": 0.5, "num_trials": 2, "num_target_trials": 1}
+    (tmp_path / "calibration.json").write_text(json.dumps(content))
+    one, same, other = (
+        audio_tools.save(tmp_path / f"{i}.wav", audio_tools.spell(text))
+        for i, text in enumerate(("aaa", "aaaaa", "bbb"))
+    )
+    given = f"calibration={tmp_path / 'calibration.json'}"
+    for path, verdict in ((same, "same"), (other, "different")):
+        code, out, _ = identify(f"audio={one}", f"other={path}", given)
+        said, score, probability = out.split()
+        assert (code, said) == (0, verdict)
+        expected = 1 / (1 + math.exp(8 - 10 * float(score)))
+        assert float(probability) == pytest.approx(expected, abs=1e-3)
+    (tmp_path / "calibration.json").write_text("{}")
+    code, out, err = identify(f"audio={one}", f"other={other}", given)
+    assert (code, out) == (2, "") and "no calibration" in err
+
+
+def test_without_a_calibration_the_cosine_is_all_and_it_says_so(identify, audio_tools, tmp_path):
+    path = audio_tools.save(tmp_path / "x.wav", audio_tools.spell("aaa"))
+    code, out, err = identify(f"audio={path}", f"other={path}")
+    assert (code, float(out)) == (0, 1.0) and "calibration.json" in err
+
+
+def test_enrolled_voices_are_named_and_a_stranger_is_unknown(
+    identify, monkeypatch, capsys, voice_model, audio_tools, tmp_path
+):
+    monkeypatch.setattr("speechssl.commands.enrol.load_model", lambda path, device: voice_model)
+    rows = []
+    for i, (text, who) in enumerate((("aaa", "eve"), ("aaaa", "eve"), ("bbb", "fay"), ("bbbbb", "fay"))):
+        waveform = audio_tools.spell(text)
+        audio_tools.save(tmp_path / "family" / f"{i}.wav", waveform)
+        rows.append({"audio_filepath": f"{i}.wav", "duration": len(waveform) / 16_000, "speaker": who})
+    manifest.write(tmp_path / "family" / "enrol.jsonl", rows)
+    given = (f"data.enrol={tmp_path / 'family' / 'enrol.jsonl'}", f"out={tmp_path / 'voices'}")
+    assert cli.main(["enrol", "checkpoint=run", *given]) == 0
+    assert capsys.readouterr().out == "eve\t2\nfay\t2\n"
+    found = {}
+    for text in ("aaaaaa", "bbbbbb", "cccccc"):
+        path = audio_tools.save(tmp_path / f"{text}.wav", audio_tools.spell(text))
+        code, out, _ = identify(f"audio={path}", f"voices={tmp_path / 'voices'}")
+        assert code == 0
+        found[text] = out.split()[0]
+    assert found == {"aaaaaa": "eve", "bbbbbb": "fay", "cccccc": "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("text", "num_samples", "word"), [("aaa", 800, "a voice takes at least 0.08 s"), ("   ", None, "silence")]
+)
+def test_what_holds_no_voice_is_one_sentence(identify, audio_tools, tmp_path, text, num_samples, word):
+    waveform = audio_tools.spell(text)[:num_samples] if word != "silence" else 0 * audio_tools.spell("aaa")
+    path = audio_tools.save(tmp_path / "x.wav", waveform)
+    code, out, err = identify(f"audio={path}")
+    assert (code, out) == (2, "") and word in err.splitlines()[-1]

@@ -22,7 +22,7 @@ def test_folder_to_manifests(tmp_path, recordings, capsys):
     assert main(["prepare", "corpus=folder", f"corpus.root={recordings}", f"out={out}"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    parts = {path.stem: Manifest(path) for path in out.glob("*.jsonl")}
+    parts = {path.stem: Manifest(path) for path in out.glob("[!.]*.jsonl")}
     assert set(parts) == {"train", "valid", "test"}
     assert sum(map(len, parts.values())) == 6
     for name, clips in parts.items():
@@ -41,4 +41,4 @@ def test_wrong_root_is_one_sentence_and_code_2(tmp_path, corpus, capsys):
 def test_options_reach_the_corpus(tmp_path, recordings, capsys):
     options = ["corpus.valid_share=0", "corpus.test_share=0"]
     assert main(["prepare", "corpus=folder", f"corpus.root={recordings}", f"out={tmp_path / 'o'}", *options]) == 0
-    assert [path.name for path in (tmp_path / "o").iterdir()] == ["train.jsonl"]
+    assert [path.name for path in (tmp_path / "o").glob("[!.]*.jsonl")] == ["train.jsonl"]

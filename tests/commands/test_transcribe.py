@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from speechssl import cli
 
@@ -114,7 +116,7 @@ def test_windows_that_cannot_be(transcribe, audio_tools, tmp_path, overrides, re
 
 def test_an_unknown_format(transcribe, tmp_path):
     code, _, err = transcribe(f"audio={tmp_path}", "format=xml")
-    assert code == 2 and "format=xml must be text or json" in err
+    assert code == 2 and "format=xml must be text, json, srt" in err
 
 
 def test_a_checkpoint_of_another_kind(transcribe, monkeypatch, voice_model, audio_tools, tmp_path):
@@ -122,3 +124,60 @@ def test_a_checkpoint_of_another_kind(transcribe, monkeypatch, voice_model, audi
     path = audio_tools.save(tmp_path / "a.wav", audio_tools.spell("a"))
     code, out, err = transcribe(f"audio={path}")
     assert (code, out) == (2, "") and "no CTC head" in err
+
+
+@pytest.fixture
+def spoken(audio_tools, tmp_path):
+    """A folder with two files, of which one says "ab c" and a second later "b"."""
+    first = torch.cat([audio_tools.spell("ab c")[:-80], torch.zeros(16_000), audio_tools.spell(" b")])
+    audio_tools.save(tmp_path / "in" / "1.wav", first)
+    audio_tools.save(tmp_path / "in" / "deep" / "2 x.wav", audio_tools.spell("a"))
+    return tmp_path / "in"
+
+
+def test_subtitles_of_a_file(transcribe, spoken):
+    _, out, _ = transcribe(f"audio={spoken / '1.wav'}", "format=srt")
+    # Three frames of 20 ms a character and one of blank: "ab c" takes 16 frames, the silence 50, the space 4.
+    assert out.splitlines() == [
+        "1", "00:00:00,000 --> 00:00:00,300", "ab c", "", "2", "00:00:01,400 --> 00:00:01,460", "b",
+    ]  # fmt: skip
+    _, out, _ = transcribe(f"audio={spoken / '1.wav'}", "format=vtt")
+    assert out.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.300\nab c\n\n")
+
+
+def test_a_folder_into_a_folder(transcribe, spoken, tmp_path):
+    code, _, err = transcribe(f"audio={spoken}", "format=textgrid")
+    assert code == 2 and "give out=DIR" in err
+    assert transcribe(f"audio={spoken}", "format=textgrid", f"out={tmp_path / 'out'}")[:2] == (0, "")
+    grid = (tmp_path / "out" / "deep" / "2 x.wav.TextGrid").read_text()
+    assert "intervals: size = 2" in grid and 'text = "a"' in grid and "xmax = 0.080000" in grid
+
+
+def test_a_line_a_word(transcribe, spoken):
+    lines = transcribe(f"audio={spoken}", "format=ctm")[1].splitlines()
+    assert [line.split()[:5] for line in lines] == [
+        ["1", "1", "0.000", "0.140", "ab"],
+        ["1", "1", "0.240", "0.060", "c"],
+        ["1", "1", "1.400", "0.060", "b"],
+        ["2_x", "1", "0.000", "0.060", "a"],
+    ]
+
+
+def test_standard_input(transcribe, monkeypatch, spoken):
+    with (spoken / "1.wav").open("rb") as file:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file, isatty=lambda: False))
+        assert transcribe("audio=-")[:2] == (0, "ab c b\n")
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, err = transcribe("audio=-")
+    assert code == 2 and "standard input" in err
+
+
+@pytest.mark.slow
+def test_several_files_at_a_time(speechssl, ctc_run, write_corpus, tmp_path):
+    write_corpus("train", seconds=(0.5, 0.6, 0.4))
+    (tmp_path / "train" / "3.wav").write_bytes(b"no audio")
+    one, two = (
+        speechssl("transcribe", f"checkpoint={ctc_run}", f"audio={tmp_path / 'train'}", j) for j in ("jobs=1", "jobs=2")
+    )
+    assert one.out == two.out and len(one.out.splitlines()) == 3
+    assert (one.code, two.code) == (2, 2) and "1 of 4 files" in two.sentence

@@ -1,0 +1,167 @@
+"""Compare objectives: the same data, encoder, seconds of compute and fine-tuning for each, in a table and plots.
+
+Examples:
+  speechssl compare budget=600 data.train=train.jsonl data.valid=valid.jsonl data.labelled=[10min.jsonl] \\
+    data.test=test.jsonl out=compared
+  speechssl compare "objectives=[byol,'byol teacher=none predictor=copy']" data.train=train.jsonl \\
+    data.valid=valid.jsonl data.labelled=[10min.jsonl,1h.jsonl] data.test=test.jsonl out=kin
+
+Each objective is pretrained for as many steps as fit the budget, fine-tuned on each amount of transcripts, and probed
+for the speaker with the encoder frozen. OUT gets results.json, table.md and plots. Runs are in OUT/runs; the same
+command again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from speechssl.config import config_dir, nearest, options
+from speechssl.data.sampler import DurationBuckets
+from speechssl.errors import UserError
+from speechssl.evaluation.comparison import Contender, Measured, run_measured, write
+from speechssl.training.run import choose_device, open_manifest
+
+# Two short runs say how long a step takes, and all that comes before the first.
+SHORT, LONG = 4, 16
+HEALTH = ("output_variance", "effective_rank", "code_usage", "energy_gap", "target_variance")
+RANDOM = Contender("random", "best_rq", ())  # a step at no rate leaves an encoder as it began
+
+
+def run(config: DictConfig) -> None:
+    """Compare as the config says."""
+    contenders = [_contender(str(text)) for text in config.objectives]
+    if config.random:
+        contenders.insert(0, RANDOM)
+    if len({contender.label for contender in contenders}) < len(contenders):
+        raise UserError("objectives= names one twice; give each once, or with other settings")
+    if isinstance(config.data.labelled, str):
+        config.data.labelled = [config.data.labelled]
+    data = config.data
+    train, *_ = [open_manifest(path) for path in (data.train, data.valid, data.test, *data.labelled)]
+    durations_s = train.durations_s.clip(max=config.model.pretrain.max_clip_s)
+    batches = DurationBuckets(durations_s, batch_seconds=config.data.batch_seconds, seed=0).epoch(0)
+    rows = []
+    for contender in contenders:
+        comparison = _Comparison(config, contender, batch_s=float(durations_s.sum()) / len(batches))
+        rows.append(comparison.row())
+        write(Path(config.out), rows)
+    print((Path(config.out) / "table.md").read_text(encoding="utf-8"), end="")
+
+
+def _contender(text: str) -> Contender:
+    """`NAME key=value ...`, the keys those of the objective."""
+    name, *settings = text.split()
+    known = options("objective", configs=config_dir())
+    if name not in known:
+        raise UserError(f"objectives= has {name!r}: did you mean {nearest(name, known)}? (they are {', '.join(known)})")
+    label = "_".join([name, *(setting.replace("=", "-").replace("/", "-") for setting in settings)])
+    return Contender(label, name, tuple(f"objective.{setting}" for setting in settings))
+
+
+class _Comparison:
+    """One objective's runs.
+
+    Args:
+        config: of the command.
+        contender: what is trained.
+        batch_s: mean audio seconds of a step.
+    """
+
+    def __init__(self, config: DictConfig, contender: Contender, *, batch_s: float):
+        self.config, self.contender, self.batch_s = config, contender, batch_s
+        self.folder = Path(config.out) / "runs" / contender.label
+        self.shared = [f"trainer.device={config.trainer.device}", f"trainer.seed={config.trainer.seed}"]
+        self.on_gpu = choose_device(config.trainer.device) == "cuda"
+
+    def row(self) -> dict[str, Any]:
+        """Pretrain, fine-tune, probe: all figures."""
+        data = self.config.data
+        row: dict[str, Any] = {"objective": self.contender.label, **self._pretrain()}
+        for path in data.labelled:
+            amount = Path(path).stem
+            metrics = self._tune(f"ctc_{amount}", "ctc", path, self.config.finetune_steps)
+            row |= {f"cer_{amount}": metrics["cer"], f"wer_{amount}": metrics["wer"]}
+        speakers = data.speakers or data.labelled[-1]
+        metrics = self._tune("speaker", "superb", speakers, self.config.probe_steps)
+        return row | {"speaker_accuracy": metrics["accuracy"]}
+
+    def _seconds(self, measured: Measured) -> float:
+        return measured.wall_s if self.on_gpu else measured.cpu_s
+
+    def _train(self, name: str, steps: int, *more: str) -> Measured:
+        data = self.config.data
+        return run_measured(
+            self.folder / f"{name}.json",
+            "pretrain",
+            [
+                f"model={self.config.model.name}",
+                f"objective={self.contender.objective}",
+                *self.contender.settings,
+                *self.shared,
+                f"data.train={data.train}",
+                f"data.batch_seconds={data.batch_seconds}",
+                f"run_dir={self.folder / name}",
+                # Validated at the end alone, so that the budget is the training's.
+                *(f"trainer.{key}={steps}" for key in ("max_steps", "valid_every", "checkpoint_every")),
+                *more,
+            ],
+            self.config.model,
+        )
+
+    def _pretrain(self) -> dict[str, Any]:
+        valid = f"data.valid={self.config.data.valid}"
+        if self.contender == RANDOM:
+            self._train("pretrained", 1, valid, "optim.lr=1e-12")
+            return {"steps": 0, **self._health()}
+        short, long = (self._train(f"speed_{steps}", steps) for steps in (SHORT, LONG))
+        step_s = max((self._seconds(long) - self._seconds(short)) / (LONG - SHORT), 1e-3)
+        start_s = max(self._seconds(short) - SHORT * step_s, 0.0)
+        steps = int((self.config.budget - start_s) / step_s)
+        if steps < 1:
+            raise UserError(
+                f"budget={self.config.budget:g} is less than one step of {self.contender.label} takes, "
+                f"{start_s + step_s:.0f} s; give more"
+            )
+        used = self._train("pretrained", steps, valid)
+        return {
+            "steps": steps,
+            "audio_hours": steps * self.batch_s / 3600,
+            "seconds_per_hour": step_s * 3600 / self.batch_s,
+            "pretrain_s": self._seconds(used),
+            "memory_mib": used.memory_mib,
+            **self._health(),
+        }
+
+    def _health(self) -> dict[str, Any]:
+        """The figures of the last validation."""
+        text = (self.folder / "pretrained" / "metrics.jsonl").read_text(encoding="utf-8")
+        last = [row for row in map(json.loads, text.splitlines()) if "valid_loss" in row][-1]
+        return {key: last.get(f"valid_{key}") for key in HEALTH}
+
+    def _tune(self, name: str, task: str, manifest: str, steps: int) -> dict[str, Any]:
+        """Fine-tune and test; the metrics of `speechssl evaluate`."""
+        run_dir, data = self.folder / name, self.config.data
+        run_measured(
+            self.folder / f"{name}.json",
+            "finetune",
+            [
+                f"task={task}",
+                f"init={self.folder / 'pretrained'}",
+                f"data.train={manifest}",
+                f"data.valid={data.valid}",
+                "data.skip_invalid=true",
+                f"trainer.max_steps={steps}",
+                f"trainer.checkpoint_every={steps}",
+                f"trainer.valid_every={max(steps // 5, 1)}",
+                f"optim.lr={self.config.finetune_lr}",
+                f"run_dir={run_dir}",
+                *self.shared,
+            ],
+        )
+        overrides = [f"checkpoint={run_dir}", f"data.test={data.test}", f"out={run_dir / 'test'}"]
+        run_measured(self.folder / f"{name}_test.json", "evaluate", overrides)
+        return json.loads((run_dir / "test" / "metrics.json").read_text(encoding="utf-8"))

@@ -1,0 +1,163 @@
+"""Say what to train with a budget, how long it takes and what limits; or how long a given config takes.
+
+Examples:
+  speechssl plan hours=40 days=2
+  speechssl plan hours=40 days=2 gpus=1 memory_gib=24 labels_hours=1 out=plan.sh
+  speechssl plan hours=960 days=7 gpus=8 gpu=a100
+  speechssl plan what=time model=base hours=960 steps=400000 gpus=8 gpu=v100
+  speechssl plan what=check json=check.json    # predicted against measured, for ten configs on this machine
+
+Times come from an analytic count of the work in a step and the machine's coefficients, which are measured in about
+two minutes the first time and kept (calibrate=true measures anew). gpu= takes a table of stated peaks instead: an
+estimate. out= gets the commands as a script.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from speechssl.errors import UserError
+from speechssl.planning import choose, machine
+from speechssl.planning.choose import LEAST_HOURS_SEEN, Plan
+from speechssl.planning.machine import Machine
+
+
+def run(config: DictConfig) -> None:
+    """Plan as the config says."""
+    if config.what == "check":
+        _check(config)
+        return
+    here = _machine(config)
+    memory = config.memory_gib or here.memory_gib
+    hours = config.hours
+    if config.what == "time":
+        plans = [_timed(config, here, memory)]
+    else:
+        if config.days is None:
+            raise UserError("speechssl plan needs days=N, the time there is (or what=time with model= and steps=)")
+        models = [config.model.name] if config.get("model") else list(LEAST_HOURS_SEEN)
+        budget = {"hours": hours, "days": config.days, "devices": config.gpus, "memory_gib": memory}
+        plans = choose.choose(here, **budget, models=models)
+        if not plans:
+            raise UserError(f"no model fits into memory_gib={memory:g}: give more, or a smaller model")
+    _say(plans, here, hours)
+    commands = _commands(plans[0], config.labels_hours)
+    print("\n".join(commands))
+    if config.out:
+        text = "#!/usr/bin/env bash\nset -euo pipefail\n\n" + "\n".join(commands) + "\n"
+        Path(config.out).write_text(text, encoding="utf-8")
+
+
+def _timed(config: DictConfig, here: Machine, memory: float) -> Plan:
+    if not config.get("model"):
+        raise UserError("speechssl plan what=time needs model=NAME, and takes objective=, feature_encoder= and steps=")
+    steps = config.steps or config.model.pretrain.max_steps
+    batch = config.batch_seconds or config.model.pretrain.batch_seconds
+    overrides = (
+        f"model={config.model.name}",
+        f"objective={config.objective}",
+        f"feature_encoder={config.feature_encoder}",
+    )
+    return choose.plan_of(
+        here,
+        overrides,
+        hours=config.hours,
+        steps=steps,
+        batch_seconds=batch,
+        accumulate=config.accumulate,
+        devices=config.gpus,
+        memory_gib=memory,
+    )
+
+
+def _machine(config: DictConfig) -> Machine:
+    """The coefficients: of the table, kept from before, or measured now."""
+    if config.gpu:
+        return machine.gpu(config.gpu)
+    if config.gpus and not _has_gpu():
+        return machine.gpu(machine.gpu_with(config.memory_gib))
+    path = machine.cache_path()
+    if path.exists() and not config.calibrate:
+        return machine.load(path)
+    from speechssl.planning.calibrate import calibrate  # needs torch
+    from speechssl.training.run import choose_device
+
+    found = calibrate(device=choose_device(config.device), precision=config.precision)
+    machine.save(found, path)
+    return found
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check(config: DictConfig) -> None:
+    from speechssl.planning.calibrate import check
+    from speechssl.training.run import choose_device
+
+    rows = check(
+        device=choose_device(config.device), precision=config.precision, rounds=config.rounds, steps=config.steps or 3
+    )
+    table = Table("config", "seen", "measured, s", "predicted", "error", "measured, GiB", "predicted", "error")
+    for row in rows:
+        table.add_row(
+            row["config"],
+            "yes" if row["seen"] else "no",
+            f"{row['measured_s']:.3f} ± {row['spread_s'] / 2:.3f}",
+            f"{row['predicted_s']:.3f}",
+            f"{row['time_error']:+.0%}",
+            f"{row['measured_gib']:.2f}",
+            f"{row['predicted_gib']:.2f}",
+            f"{row['memory_error']:+.0%}",
+        )
+    Console().print(table)
+    if config.json:
+        Path(config.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _say(plans: list[Plan], here: Machine, hours: float) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.width = max(console.width, 100)
+    console.print(f"{hours:g} h of audio, on {here.name} ({here.source})")
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "objective", "front", "batch, s", "steps", "step, s", "takes", "GiB", "hears", "passes"):
+        table.add_column(name, justify="left" if name in ("model", "objective", "front") else "right", no_wrap=True)
+    for plan in plans[:6]:
+        batch = f"{plan.batch_seconds:g}" + (f"x{plan.accumulate}" if plan.accumulate > 1 else "")
+        table.add_row(
+            *(plan.model, plan.objective, plan.front, batch, f"{plan.steps:,}", f"{plan.step_s:.2f}"),
+            *(_duration(plan.days), f"{plan.memory_gib:.1f}", f"{plan.hours_seen:,.0f} h", f"{plan.passes:,.0f}"),
+        )
+    console.print(table)
+    best = plans[0]
+    console.print(f"the first is the plan: checkpoints take {best.disk_gib:.1f} GiB; it is limited by {best.limit}")
+
+
+def _commands(plan: Plan, labels_hours: float) -> list[str]:
+    """What to run."""
+    pretrain = ["speechssl", "pretrain", "data.train=DATA/train.jsonl", "run_dir=RUNS/pretrained", *plan.overrides]
+    commands = [shlex.join(pretrain)]
+    if labels_hours:
+        tune = ["speechssl", "finetune", _task(labels_hours), "init=RUNS/pretrained", "data.train=DATA/labelled.jsonl"]
+        commands.append(shlex.join([*tune, "data.skip_invalid=true", "run_dir=RUNS/ctc"]))
+    return commands
+
+
+def _task(labels_hours: float) -> str:
+    for least, task in ((50, "ctc_100h"), (5, "ctc_10h"), (0.5, "ctc_1h")):
+        if labels_hours >= least:
+            return f"task={task}"
+    return "task=ctc_10min"
+
+
+def _duration(days: float) -> str:
+    hours = days * 24
+    return f"{days:.1f} days" if hours >= 48 else f"{hours:.1f} h" if hours >= 2 else f"{hours * 60:.0f} min"

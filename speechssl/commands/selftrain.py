@@ -1,0 +1,160 @@
+"""Self-training: a model transcribes unlabelled audio, keeps what it is sure of, and learns from that; and again.
+
+Examples:
+  speechssl selftrain init=runs/first data.train=labelled.jsonl data.unlabelled=audio.jsonl data.valid=valid.jsonl \\
+      run_dir=runs/selftrained
+  speechssl selftrain init=runs/first data.train=labelled.jsonl data.unlabelled=audio.jsonl run_dir=runs/lm \\
+      decoder=beam decoder.lm=words.arpa rounds=2 keep_share=0.3
+
+Round 0 fine-tunes on the transcripts alone. Each further round transcribes the unlabelled clips with the model of the
+round before (with decoder=, so that a language model can help), keeps the keep_share that it is surest of, and
+fine-tunes anew from init= on these and the real transcripts, which are repeated until they make up labelled_share of
+the seconds. Everything that finetune takes applies to each round. Prints a line of JSON a round; what is done is
+skipped, so the same command goes on after an interruption. (Yarowsky 1995; Kahn et al. 2020; Xu et al. 2020.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from speechssl import manifest as manifests
+from speechssl.commands import finetune
+from speechssl.config import build, compose, plain
+from speechssl.data.text import normalize
+from speechssl.decoding.transcript import Transcript
+from speechssl.errors import UserError
+from speechssl.evaluation.testset import run_over
+from speechssl.evaluation.wer import count_edits
+from speechssl.inference import load_model
+from speechssl.manifest import Manifest
+from speechssl.recognizer import Recognizer
+from speechssl.training.files import write_json
+from speechssl.types import Utterance
+
+log = logging.getLogger("speechssl")
+
+
+def run(config: DictConfig) -> None:
+    """All rounds."""
+    folder = Path(config.run_dir)
+    labelled, unlabelled = Manifest(config.data.train), Manifest(config.data.unlabelled)
+    _finetune(config, folder / "round_0", config.data.train)
+    print(json.dumps({"round": 0, **_best(folder / "round_0")}), flush=True)
+    for number in range(1, config.rounds + 1):
+        here = folder / f"round_{number}"
+        found = pseudo_label(config, folder / f"round_{number - 1}", unlabelled, here)
+        rows = mix(labelled, found["rows"], labelled_share=config.labelled_share, folder=here)
+        manifests.write(here / "train.jsonl", rows)
+        _finetune(config, here, str(here / "train.jsonl"))
+        print(json.dumps({"round": number, **found["figures"], **_best(here)}), flush=True)
+
+
+def pseudo_label(config: DictConfig, teacher: Path, unlabelled: Manifest, here: Path) -> dict[str, Any]:
+    """The clips that the teacher is surest of, as rows of a manifest in `here`, and figures about them.
+
+    Where the unlabelled clips have a transcript after all, the figures hold the error rate of what was kept.
+    """
+    done_before = here / "pseudo.json"
+    if done_before.is_file():
+        return json.loads(done_before.read_text(encoding="utf-8"))
+    model = load_model(teacher, device=config.trainer.device)
+    recognizer = Recognizer(model, build(config.decoder, vocabulary=model.objective.vocabulary))
+    log.info("transcribing %d clips with %s", len(unlabelled), teacher)
+    done = run_over(
+        unlabelled,
+        model,
+        lambda batch: recognizer.decode(batch.waveforms, batch.lengths),
+        check=lambda utterance: None,
+        batch_seconds=config.data.batch_seconds,
+        skip_invalid=True,
+        max_broken_share=config.data.max_broken_share,
+        num_workers=0,
+    )
+    scored = [
+        (confidence(transcript), utterance, transcript.text)
+        for utterance, transcript in zip(done.utterances, done.results, strict=True)
+        if transcript.text
+    ]
+    scored.sort(key=lambda item: (-item[0], item[1].id))
+    kept = [item for item in scored[: math.ceil(config.keep_share * len(scored))] if item[0] >= config.min_confidence]
+    if not kept:
+        raise UserError(
+            f"{teacher} is sure of none of the {len(unlabelled)} unlabelled clips: lower min_confidence, or give more "
+            "transcripts or steps"
+        )
+    rows = [
+        {**_row(utterance, here), "id": f"pseudo-{utterance.id}", "text": text, "confidence": round(sure, 4)}
+        for sure, utterance, text in kept
+    ]
+    figures = {
+        "kept": len(kept),
+        "of": len(unlabelled),
+        "hours": sum(utterance.duration_s for _, utterance, _ in kept) / 3600,
+        "lowest_confidence": kept[-1][0],
+    }
+    if all(utterance.text for _, utterance, _ in kept):
+        lowercase = model.objective.lowercase
+        said = [normalize(utterance.text, lowercase=lowercase) for _, utterance, _ in kept]
+        figures["cer_of_kept"] = count_edits(said, [text for _, _, text in kept], characters=True).rate
+    here.mkdir(parents=True, exist_ok=True)
+    write_json(done_before, {"rows": rows, "figures": figures})
+    return {"rows": rows, "figures": figures}
+
+
+def confidence(transcript: Transcript) -> float:
+    """How sure a transcript is: the geometric mean of its symbols' probabilities."""
+    values = [max(c.confidence, 1e-6) for c in transcript.characters if c.end > c.start]
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else 0.0
+
+
+def mix(
+    labelled: Manifest, pseudo: list[dict[str, Any]], *, labelled_share: float, folder: Path
+) -> list[dict[str, Any]]:
+    """Rows to train on: the real transcripts as often as gives them their share of the seconds, and the others once.
+
+    Copies have names of their own, so that their masks differ.
+    """
+    real_s = sum(float(x) for x in labelled.durations_s)
+    other_s = sum(row["duration"] for row in pseudo)
+    wanted_s = other_s * labelled_share / max(1 - labelled_share, 1e-6)
+    copies = max(round(wanted_s / real_s), 1)
+    rows = []
+    for utterance in labelled:
+        row = _row(utterance, folder)
+        rows += [row | ({"id": f"{utterance.id}#{copy}"} if copy else {}) for copy in range(copies)]
+    return rows + pseudo
+
+
+def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
+    """A clip's line in a manifest of `folder`."""
+    path = os.path.relpath(utterance.audio_path.resolve(), folder.resolve())
+    return {**utterance.fields, "id": utterance.id, "audio_filepath": path}
+
+
+def _finetune(config: DictConfig, run_dir: Path, train: str) -> None:
+    values = plain(config)
+    for key in ("rounds", "keep_share", "min_confidence", "labelled_share", "decoder"):
+        del values[key]
+    del values["data"]["unlabelled"]
+    values["run_dir"], values["data"]["train"] = str(run_dir), train
+    # What fine-tuning takes besides has its default.
+    defaults = plain(compose("finetune", [f"run_dir={run_dir}", f"init={config.init}", f"data.train={train}"]))
+    values["data"] = defaults["data"] | values["data"]
+    finetune.run(OmegaConf.create(defaults | values))
+
+
+def _best(run_dir: Path) -> dict[str, Any]:
+    """The lowest error rates of a run's validations."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "valid_cer" in row]
+    if not rows:
+        return {}
+    best = min(rows, key=lambda row: row["valid_cer"])
+    return {"valid_cer": best["valid_cer"], "valid_wer": best["valid_wer"]}

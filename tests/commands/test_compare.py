@@ -1,0 +1,97 @@
+"""speechssl compare, as a user runs it: every figure of every objective in the table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from speechssl.evaluation.comparison import Measured, table
+
+
+def test_columns_are_those_that_any_row_has():
+    rows = [{"objective": "random", "cer": 0.912345}, {"objective": "byol", "cer": 0.5, "seconds": 1234.5, "x": None}]
+    assert table(rows).splitlines() == [
+        "| objective | cer | seconds | x |",
+        "| --- | --- | --- | --- |",
+        "| random | 0.912 | – | – |",
+        "| byol | 0.5 | 1234 | – |",
+    ]
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Commands that are not run: what they would be, and made-up figures in the files that they would write."""
+    from pathlib import Path
+
+    from speechssl.commands import compare
+
+    commands = []
+
+    def run(path, verb, overrides, model=None):
+        commands.append((verb, overrides))
+        values = dict(override.split("=", 1) for override in overrides)
+        steps = int(values.get("trainer.max_steps", 0))
+        folder = Path(values["out"] if verb == "evaluate" else values["run_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if verb == "evaluate":
+            metrics = {"accuracy": 0.75} if "speaker" in str(folder) else {"cer": 0.25, "wer": 0.5}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+        else:
+            row = {"step": steps, "valid_loss": 1.0, "valid_effective_rank": 7.0, "valid_energy_gap": 0.5}
+            (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        # 2 s before the first step, then half a second each.
+        return Measured(cpu_s=2.0 + 0.5 * steps, wall_s=99.0, memory_mib=300.0)
+
+    monkeypatch.setattr(compare, "run_measured", run)
+    return commands
+
+
+def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, record, write_corpus, tmp_path):
+    train, labelled = write_corpus(), write_corpus("ten")
+    result = speechssl(
+        "compare",
+        "objectives=[hubert,'byol teacher=none predictor=copy']",
+        "budget=20",
+        f"data.train={train}",
+        f"data.valid={train}",
+        f"data.test={labelled}",
+        f"data.labelled=[{labelled}]",
+        f"out={tmp_path / 'out'}",
+        "trainer.device=cpu",
+    )
+    assert result.code == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["objective"] for row in rows] == ["random", "hubert", "byol_teacher-none_predictor-copy"]
+    for row in rows[1:]:
+        assert (row["steps"], row["pretrain_s"], row["memory_mib"]) == (36, 20.0, 300.0)  # (20 - 2) / 0.5
+        # Clips of 2.3 s in all are one batch, so an hour is 3600 / 2.3 steps.
+        assert row["seconds_per_hour"] == pytest.approx(0.5 * 3600 / 2.3, rel=1e-4)
+        assert (row["cer_ten"], row["wer_ten"], row["speaker_accuracy"]) == (0.25, 0.5, 0.75)
+        assert (row["effective_rank"], row["energy_gap"]) == (7.0, 0.5)
+    assert result.out == (tmp_path / "out" / "table.md").read_text()
+    trained = [overrides for verb, overrides in record if verb == "pretrain"]
+    assert any("objective.predictor=copy" in overrides for overrides in trained)
+
+
+def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):
+    train = write_corpus()
+    shared = [f"data.{key}={train}" for key in ("train", "valid", "test")]
+    shared += [f"data.labelled=[{train}]", f"out={tmp_path / 'out'}"]
+    assert "did you mean hubert?" in speechssl("compare", "objectives=[huber]", *shared).sentence
+    assert "names one twice" in speechssl("compare", "objectives=[hubert,hubert]", *shared).sentence
+
+
+@pytest.mark.slow
+def test_a_real_comparison(speechssl, small_overrides, write_corpus, tmp_path):
+    train, labelled = write_corpus(), write_corpus("ten")
+    model = [override for override in small_overrides if override.startswith("model")]
+    command = ("compare", "objectives=['hubert num_clusters=4']", "budget=40", f"data.train={train}")
+    command += (f"data.valid={train}", f"data.test={labelled}", f"data.labelled=[{labelled}]")
+    command += (f"out={tmp_path / 'out'}", *model)
+    command += ("data.batch_seconds=2.0", "finetune_steps=4", "probe_steps=4", "trainer.device=cpu")
+    assert speechssl(*command).code == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["objective"] for row in rows] == ["random", "hubert_num_clusters-4"]
+    assert all(row["cer_ten"] >= 0 and row["speaker_accuracy"] >= 0 for row in rows)
+    assert (tmp_path / "out" / "cer_ten.png").is_file()
