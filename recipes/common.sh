@@ -5,7 +5,8 @@
 #   data/                                   manifests
 #   pretrained/                             run folder of the pretraining
 #   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is pretrained or scratch
-#   speaker/                                run folder of the speaker head
+#   speaker/                                run folder of the speaker head, or of each START
+#   probe/NAME/                             what `speechssl probe` wrote
 #   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
 #   .done in each of them                   its command has succeeded and is not run again
 #   settings, seconds.tsv, table.txt        options given, seconds of each stage, the closing table
@@ -14,6 +15,11 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)"
 recipe="$(basename "$(cd "$(dirname "$0")" > /dev/null && pwd)")"
 option_names=""
 option_help=""
+# What keeps a small encoder from learning few transcripts by heart; both sides of a comparison have it.
+few_labels=(
+    encoder.dropout=0.1 encoder.attention_dropout=0.1 encoder.activation_dropout=0.1 encoder.reset_layers=2
+    task.mask_start_probability=0.08 task.mask_span=5
+)
 overrides=()
 running="" # the stage that runs now
 
@@ -200,7 +206,7 @@ finetune() {
     once "$run" speechssl finetune task=ctc "${from[@]}" run_dir="$run" \
         data.train="$out/data/$2.jsonl" data.valid="$out/data/valid.jsonl" data.skip_invalid=true \
         optim.lr="${rate%/*}" trainer.seed="$seed" trainer.max_steps="$finetune_steps" trainer.valid_every=100 \
-        ${overrides[@]+"${overrides[@]}"}
+        "${few_labels[@]}" ${overrides[@]+"${overrides[@]}"}
 }
 
 # best_rate NAME START: the rate with the lowest CER on valid.
@@ -214,6 +220,15 @@ speakers() {
         data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" \
         trainer.max_steps="$speaker_steps" ${overrides[@]+"${overrides[@]}"}
     evaluate "$out/speaker"
+}
+
+# probe NAME KEY=VALUE...: what each layer of the pretrained encoder knows of the speakers, or of label=; log-mel and a
+# random encoder beside it.
+probe() {
+    local folder="$out/probe/$1"
+    shift
+    once "$folder" speechssl probe checkpoint="$encoder" out="$folder" data.train="$out/data/train.jsonl" \
+        data.valid="$out/data/valid.jsonl" data.test="$out/data/test.jsonl" steps="$probe_steps" "$@"
 }
 
 # evaluate RUN: on the test split.

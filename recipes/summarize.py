@@ -59,6 +59,7 @@ def table(runs: Path) -> str:
         pretraining(runs / "pretrained"),
         "\n".join(["Error rates on the test split", *columns(error_rates(comparisons))]) if comparisons else "",
         rates_tried(comparisons),
+        *(probes(path) for path in sorted((runs / "probe").glob("*"))),
         speakers(runs / "speaker"),
         seconds(runs / "seconds.tsv"),
         f"Run folders: {runs}",
@@ -120,13 +121,36 @@ def rates_tried(comparisons: list[Path]) -> str:
     return "\n".join(["CER on valid by learning rate, first seed; the lowest is taken", *columns(lines)])
 
 
-def speakers(run: Path) -> str:
-    """How well speakers are told apart."""
-    path = run / "test" / "metrics.json"
+def probes(folder: Path) -> str:
+    """The layer of each source that was best on valid, and the weighting of all, tested."""
+    path = folder / "probe.json"
     if not path.is_file():
         return ""
-    metrics = json.loads(path.read_text("utf-8"))
-    return f"Speakers: accuracy {percent(metrics['accuracy'])}, equal error rate {percent(metrics['eer'])}"
+    content = json.loads(path.read_text("utf-8"))
+    metric, sign = content["metric"], -1 if content["metric"] == "cer" else 1
+    best: dict[tuple[str, bool], dict[str, Any]] = {}
+    for row in content["results"]:
+        key = row["source"], row["layer"] == "weighted"
+        if key not in best or sign * row["valid"] > sign * best[key]["valid"]:
+            best[key] = row
+    lines = [["source", "layer", metric, "95 % interval", "EER", "95 % interval"]]
+    for row in best.values():
+        lines.append([row["source"], row["layer"], percent(row["test"]), interval(row["interval"])])
+        lines[-1] += [percent(row.get("eer")), interval(row.get("eer_interval"))]
+    return "\n".join([f"Probe {folder.name}: {metric} on test, EER of other speakers", *columns(lines)])
+
+
+def speakers(run: Path) -> str:
+    """How well speakers are told apart, by one head or by one for each start."""
+    lines = [["speaker head", "tested on", "accuracy", "EER", "95 % interval", "minDCF"]]
+    for path in sorted(run.glob("**/metrics.json")):
+        metrics = json.loads(path.read_text("utf-8"))
+        head = "/".join(path.parent.parent.relative_to(run).parts) or run.name
+        lines.append([head, path.parent.name, percent(metrics["accuracy"]), percent(metrics["eer"])])
+        lines[-1] += [interval(metrics.get("eer_interval")), number(metrics.get("min_dcf"))]
+    if len(lines) == 2:
+        return f"Speakers: accuracy {lines[1][2]}, equal error rate {lines[1][3]}"
+    return "\n".join(["Speakers", *columns(lines)]) if lines[1:] else ""
 
 
 def seconds(path: Path) -> str:
@@ -160,6 +184,16 @@ def last_of(rows: list[dict[str, Any]], key: str) -> Any:
 def percent(value: float | None) -> str:
     """A fraction as a percentage."""
     return UNKNOWN if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """A plain figure."""
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def interval(ends: list[float] | None) -> str:
+    """Two fractions as percentages."""
+    return UNKNOWN if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def columns(lines: list[list[str]]) -> list[str]:

@@ -88,5 +88,32 @@ def test_table(tmp_path, summarize):
     ]
 
 
+def test_probes_and_heads(tmp_path, summarize):
+    def row(source, layer, valid, test):
+        return {"source": source, "layer": layer, "valid": valid, "test": test, "interval": [test - 0.1, test + 0.1]}
+
+    results = [
+        row("encoder", "0", 0.7, 0.9),  # lucky in the test, but not what valid chose
+        {**row("encoder", "1", 0.8, 0.75), "eer": 0.125, "eer_interval": [0.1, 0.15]},
+        row("encoder", "weighted", 0.85, 0.8),
+        row("log-mel", "log-mel", 0.5, 0.45),
+    ]
+    folder = tmp_path / "probe" / "speaker"
+    folder.mkdir(parents=True)
+    (folder / "probe.json").write_text(json.dumps({"metric": "accuracy", "results": results}))
+    verified = {"accuracy": None, "eer": 0.2, "eer_interval": [0.15, 0.25], "min_dcf": 0.5}
+    for start, accuracy in (("pretrained", 0.95), ("scratch", 0.5)):
+        for name, metrics in (("test", {"accuracy": accuracy, "eer": None}), ("verify", verified)):
+            (tmp_path / "speaker" / start / name).mkdir(parents=True)
+            (tmp_path / "speaker" / start / name / "metrics.json").write_text(json.dumps(metrics))
+    lines = [" ".join(line.split()) for line in summarize.table(tmp_path).splitlines()]
+    assert "encoder 1 75.0 % 65.0 to 85.0 % 12.5 % 10.0 to 15.0 %" in lines
+    assert "encoder weighted 80.0 % 70.0 to 90.0 % - -" in lines
+    assert "log-mel log-mel 45.0 % 35.0 to 55.0 % - -" in lines
+    assert not any(line.startswith("encoder 0") for line in lines)
+    assert "pretrained test 95.0 % - - -" in lines
+    assert "scratch verify - 20.0 % 15.0 to 25.0 % 0.500" in lines
+
+
 def test_table_of_nothing(tmp_path, summarize):
     assert summarize.table(tmp_path) == f"Run folders: {tmp_path}"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# bash recipes/families/run.sh --data DIR: every family of self-supervision on Mboshi, the same seconds of compute each.
+#
+# Pretrains each objective on the audio of the train split for as long as the budget lasts, fine-tunes it on ten minutes
+# of transcripts, probes it for the speaker, and shows a table beside an encoder that was never trained.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+option data "" "the data set: the folder with train/ and dev/"
+option objectives "wav2vec2 hubert best_rq data2vec data2vec2 dinosr wav2vec cpc apc reconstruction simclr byol pretext multi" "objectives to compare, in quotes"
+option budget 600 "seconds of compute of each pretraining: of the processor, or by the clock beside a GPU"
+option minutes "10" "minutes of transcribed speech to fine-tune on, in quotes: 10, or 10 60"
+option model tiny "model to pretrain"
+option front conv "front end: conv, fbank or fbank40"
+option finetune-steps 500 "steps of each fine-tuning"
+option probe-steps 300 "steps of each speaker probe"
+parse_options "$@"
+[[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
+set_up ""
+
+if at_stage 1 "Manifests of $data"; then
+    prepare corpus=mboshi corpus.root="$data"
+fi
+if at_stage 2 "Every family, $budget s each"; then
+    labelled=""
+    for amount in $minutes; do
+        labelled+="${labelled:+,}'$out/data/train_${amount}min.jsonl'"
+    done
+    names="$(printf "'%s'," $objectives)"
+    speechssl compare objectives="[${names%,}]" budget="$budget" model="$model" feature_encoder="$front" \
+        data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" data.test="$out/data/test.jsonl" \
+        data.labelled="[$labelled]" finetune_steps="$finetune_steps" probe_steps="$probe_steps" \
+        out="$out/compared" ${overrides[@]+"${overrides[@]}"} > "$out/table.txt"
+fi
+if at_stage 3 "The table"; then
+    cat "$out/table.txt"
+fi
