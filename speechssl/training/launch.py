@@ -35,6 +35,8 @@ def launch(arguments: Sequence[str], config: DictConfig) -> int:
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // number, 1)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch keeps one store for all attempts, where a restarted rank would find the addresses of those that are gone.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what a rank says itself is enough
     with tempfile.TemporaryDirectory(prefix="speechssl_ranks_") as folder:
         settings = LaunchConfig(

@@ -86,7 +86,6 @@ def test_a_rank_that_is_killed_ends_the_job_with_one_sentence(start):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="after a restart gloo's ranks may not find each other: connection refused")
 def test_a_restart_goes_on(start):
     process, run, said = start("trainer.max_steps=100000", "trainer.checkpoint_every=5", "trainer.restarts=1")
     wait_for(6, process, run)
