@@ -20,6 +20,8 @@ from speechssl.data.text import normalize
 from speechssl.errors import UserError
 
 _EXPECTED = "tar shards, NAME.tar"
+# A sample's transcript or JSON is not read where it is larger.
+_MAX_TEXT_BYTES = 2**20
 
 
 def prepare(
@@ -76,8 +78,10 @@ def _members(path: Path) -> Iterator[tuple[str, int, bytes | None, int]]:
             for member in tar:
                 if not member.isreg() or PurePosixPath(member.name).name.startswith("."):
                     continue
+                if member.issparse():
+                    raise UserError(f"{path}: its {member.name} is a sparse file; pack the shard again without them.")
                 is_text = PurePosixPath(member.name).suffix.lower() in (".txt", ".json")
-                content = tar.extractfile(member).read() if is_text else None
+                content = tar.extractfile(member).read(_MAX_TEXT_BYTES + 1) if is_text else None
                 yield member.name, member.offset_data, content, member.size
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: cannot be read as an uncompressed tar ({error}); unpack or copy it again.") from None
@@ -91,7 +95,7 @@ def _sample(path: Path, key: str | None, members: dict[str, Any], job: Preparati
     first, size, _ = members[sounds[0]]
     try:
         labels = _labels(members)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         job.leave_out(name, f"{path}: {key} has a transcript or JSON that cannot be read ({error}).")
         return
     if size == 0:
@@ -102,6 +106,8 @@ def _sample(path: Path, key: str | None, members: dict[str, Any], job: Preparati
 
 def _labels(members: dict[str, Any]) -> dict[str, Any]:
     labels: dict[str, Any] = {}
+    if any(len(data or b"") > _MAX_TEXT_BYTES for _, _, data in members.values()):
+        raise ValueError(f"more than {_MAX_TEXT_BYTES >> 20} MiB of text")
     if ".json" in members:
         content = json.loads(members[".json"][2].decode())
         if not isinstance(content, dict):

@@ -338,6 +338,34 @@ def test_shards_that_cannot_be_read(tmp_path, job, kind):
         webdataset.prepare(tmp_path / "in", job)
 
 
+def test_a_shard_does_not_fill_memory(tmp_path, job):
+    members = [("1.wav", wav(0.1)), ("1.txt", b"a" * (2**20 + 1)), ("2.wav", wav(0.2)), ("2.json", b"[" * 10**6)]
+    tar(tmp_path / "in/a.tar", [*members, ("3.wav", wav(0.3))])
+    assert webdataset.prepare(tmp_path / "in", job) == {"train": 1, "left_out": 2}
+    assert "more than 1 MiB of text" in reasons(job)["a/1"] and "cannot be read" in reasons(job)["a/2"]
+
+
+def test_a_shard_with_a_file_that_is_larger_than_it_says_is_refused(tmp_path, job):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/a.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("1.txt")
+        member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(2**40)}
+        file.addfile(member)
+    with pytest.raises(UserError, match=r"a\.tar: its 1\.txt is a sparse file"):
+        webdataset.prepare(tmp_path / "in", job)
+
+
+def test_links_in_a_shard_lead_nowhere(tmp_path, job, read_manifest):
+    tar(tmp_path / "in/a.tar", [("1.wav", wav(0.1))])
+    with tarfile.open(tmp_path / "in/a.tar", "a") as file:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            member = tarfile.TarInfo("1.txt")
+            member.type, member.linkname = kind, "/etc/hostname"
+            file.addfile(member)
+    webdataset.prepare(tmp_path / "in", job)
+    assert read_manifest(tmp_path / "out/train.jsonl")["a/1"].text is None
+
+
 def test_no_corpus_is_one_sentence(tmp_path, job):
     for reader in (kaldi, nemo, lhotse, stm, commonvoice, librilight, voxceleb, webdataset):
         with pytest.raises(UserError, match=r"set corpus\.\w+ to"):
