@@ -24,7 +24,6 @@ from speechssl.doctor import actions, healthy
 from speechssl.doctor.healthy import Row
 from speechssl.doctor.judge import Judge
 from speechssl.doctor.probe import Probe, data_facts
-from speechssl.training.monitor import append_row
 from speechssl.training.rows import read_rows
 from speechssl.types import Batch
 
@@ -65,8 +64,8 @@ class Doctor:
             max_steps=trainer.options.max_steps,
             patience=self.patience,
         )
-        if trainer.monitor and trainer.step == 0:
-            append_row(trainer.monitor.path, _beginning())
+        if trainer.step == 0:
+            trainer.note(_beginning())
         rows = trainer.world.agree(read_rows(trainer.monitor.path) if trainer.monitor else [])
         for row in rows:
             self.judging.see(row)
@@ -105,8 +104,7 @@ class Doctor:
             elif self.act in ("adjust", "rollback"):
                 event["acted"] = actions.adjust(self.trainer, finding.name)
                 log.warning("doctor: %s", event["acted"] or "nothing can be changed in a run")
-            if self.trainer.monitor:
-                append_row(self.trainer.monitor.path, event)
+            self.trainer.note(event)
         return back
 
 

@@ -97,6 +97,12 @@ class Recovery:
                 "or give the right to write"
             ) from error
 
+    def note(self, event: dict[str, Any]) -> None:
+        """Rank 0 appends an event to metrics.jsonl."""
+        if self.world.rank == 0:
+            with self._writing():
+                append_row(self.run_dir / "metrics.jsonl", event)
+
     def _rescue(self) -> None:
         """Save what a run that ends by an error has done, where that is whole."""
         if self.ready_step is None or self.ready_step == self.saved_step or self.is_sharded:
@@ -132,7 +138,7 @@ class Recovery:
         if self.world.rank == 0:
             with self._writing():
                 truncate_rows(metrics, last_step=self.step)
-                append_row(metrics, {"step": self.step, "event": "resumed", "resumed_from": self.step})
+        self.note({"step": self.step, "event": "resumed", "resumed_from": self.step})
         log.info("resumed %s at step %d", self.run_dir, self.step)
 
     def _find(self) -> tuple[Path | None, list[Path]]:
@@ -204,6 +210,5 @@ class Recovery:
                 if folder:
                     checkpoints.adopt(self.checkpoints, folder, damaged)
                 truncate_rows(self.run_dir / "metrics.jsonl", last_step=self.step)
-                event = {"event": "rolled_back", "rolled_back_from": failed_step, "rate_scale": scale}
-                append_row(self.run_dir / "metrics.jsonl", {"step": self.step, **event})
+        self.note({"step": self.step, "event": "rolled_back", "rolled_back_from": failed_step, "rate_scale": scale})
         log.warning("%s; going on from step %d with the rate times %g", reason, self.step, scale)
