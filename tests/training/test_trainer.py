@@ -403,6 +403,16 @@ def test_a_full_disk_stops_with_one_sentence_and_the_last_checkpoint(build, monk
     assert figures(trainer) == figures(whole)
 
 
+def test_an_event_that_a_full_disk_does_not_take_stops_with_one_sentence_too(build, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    trainer = build()
+    monkeypatch.setattr(files, "append_text", full)
+    with pytest.raises(Interrupted, match=r"not be written at step 0: No space left .*; there is no checkpoint"):
+        trainer.note({"event": "finding"})
+
+
 def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
 
