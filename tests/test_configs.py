@@ -96,3 +96,23 @@ def test_the_commands_that_users_are_shown_are_understood(verb, overrides):
 @pytest.mark.parametrize("verb", cli.verbs())
 def test_every_command_shows_an_example(verb):
     assert verb in {shown for shown, _ in commands(cli.help_text(verb, []))}
+
+
+@pytest.mark.parametrize(
+    ("verb", "runs", "own", "not_taken"),
+    [
+        ("hubert", "pretrain", {"iterations", "clusters", "layer"}, {"init"}),
+        (
+            "selftrain",
+            "finetune",
+            {"rounds", "keep_share", "min_confidence", "labelled_share", "data.unlabelled"},
+            set(),
+        ),
+    ],
+)
+def test_a_verb_that_runs_another_takes_its_keys(verb, runs, own, not_taken):
+    choice = ["objective=hubert"] if runs == "pretrain" else []
+    keys, others = ({key for key, _ in leaves(complete(name, *choice))} for name in (verb, runs))
+    keys = {key for key in keys if not key.startswith("decoder.")}
+    assert keys - others == own
+    assert others - keys == not_taken
