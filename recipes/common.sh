@@ -4,10 +4,11 @@
 # Under --out:
 #   data/                                   manifests
 #   pretrained/                             run folder of the pretraining
-#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is pretrained or scratch
+#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is one of `starts`
 #   speaker/                                run folder of the speaker head, or of each START
 #   probe/NAME/                             what `speechssl probe` wrote
 #   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
+#   RUN_FOLDER/ngram/                       n-gram, its weights, and what `speechssl evaluate` wrote with them
 #   .done in each of them                   its command has succeeded and is not run again
 #   settings, seconds.tsv, table.txt        options given, seconds of each stage, the closing table
 
@@ -20,6 +21,10 @@ few_labels=(
     encoder.dropout=0.1 encoder.attention_dropout=0.1 encoder.activation_dropout=0.1 encoder.reset_layers=2
     task.mask_start_probability=0.08 task.mask_span=5
 )
+# What those sides have besides that begin with the filter bank of tiny.
+filter_bank=()
+# What a comparison begins from: the pretrained encoder; the same network, untrained; and one untrained on log-mel.
+starts="pretrained scratch"
 overrides=()
 running="" # the stage that runs now
 
@@ -100,13 +105,13 @@ set_up() {
     fi
 }
 
-# The options that decide what is in --out. Rates, seeds and minutes have folders of their own.
+# The options that decide what is in --out. Rates, seeds and amounts have folders of their own.
 settings() {
     local name variable
     for name in $option_names; do
         variable="${name//-/_}"
         case "$name" in
-            out | stage | stop-stage | lrs | seeds | minutes) ;;
+            out | stage | stop-stage | lrs | seeds | amounts) ;;
             *) echo "--$name ${!variable}" ;;
         esac
     done
@@ -177,11 +182,11 @@ pretrain() {
         ${pretrain_steps:+trainer.max_steps="$pretrain_steps"} ${overrides[@]+"${overrides[@]}"}
 }
 
-# compare NAME MANIFEST: fine-tunes on the same transcripts from the pretrained encoder and from scratch, and tests both.
+# compare NAME MANIFEST: fine-tunes on the same transcripts from each of `starts`, and tests them.
 # The first seed tries every rate; every seed is tested at the rate that had the lowest CER on valid.
 compare() {
     local start rate seed run
-    for start in pretrained scratch; do
+    for start in $starts; do
         for rate in $lrs; do
             finetune "$1/$start/lr_$rate/seed_${seeds%% *}" "$2"
         done
@@ -200,13 +205,26 @@ compare() {
 finetune() {
     local run="$out/ctc/$1" seed="${1##*_}" rate="${1##*/lr_}" from
     case "$1" in
-        */pretrained/*) from=(init="$encoder") ;;
-        *) from=(init=none model="$model") ;;
+        */pretrained/*) from=(init="$encoder" ${filter_bank[@]+"${filter_bank[@]}"}) ;;
+        */scratch/*) from=(init=none model="$model" ${filter_bank[@]+"${filter_bank[@]}"}) ;;
+        */logmel/*) from=(init=none model="$model" feature_encoder=fbank40) ;;
     esac
     once "$run" speechssl finetune task=ctc "${from[@]}" run_dir="$run" \
         data.train="$out/data/$2.jsonl" data.valid="$out/data/valid.jsonl" data.skip_invalid=true \
         optim.lr="${rate%/*}" trainer.seed="$seed" trainer.max_steps="$finetune_steps" trainer.valid_every=100 \
         "${few_labels[@]}" ${overrides[@]+"${overrides[@]}"}
+}
+
+# ngram NAME START: tests the first seed's model again, with an n-gram of its units from the text of the train split.
+ngram() {
+    local run
+    run="$out/ctc/$1/$2/lr_$(best_rate "$1" "$2")/seed_${seeds%% *}"
+    once "$run/ngram/lm" speechssl lm text="$out/data/train.jsonl" checkpoint="$run" order=6 out="$run/ngram/lm/units.arpa"
+    once "$run/ngram/weights" speechssl tune checkpoint="$run" data.valid="$out/data/valid.jsonl" \
+        decoder.lm="$run/ngram/lm/units.arpa" out="$run/ngram/weights/weights.json"
+    once "$run/ngram/test" speechssl evaluate checkpoint="$run" data.test="$out/data/test.jsonl" out="$run/ngram/test" \
+        decoder=beam decoder.lm="$run/ngram/lm/units.arpa" decoder.weights="$run/ngram/weights/weights.json" \
+        against="$run/test/hypotheses.jsonl"
 }
 
 # best_rate NAME START: the rate with the lowest CER on valid.
@@ -234,6 +252,11 @@ probe() {
 # evaluate RUN: on the test split.
 evaluate() {
     once "$1/test" speechssl evaluate checkpoint="$1" data.test="$out/data/test.jsonl" out="$1/test"
+}
+
+# The error rates over the amount of transcripts, drawn.
+label_curve() {
+    summarize plot "$out" "$out/label_curve.svg"
 }
 
 # The closing table, on stdout and in --out.

@@ -2,6 +2,7 @@
 
 python summarize.py rate RUNS/ctc/TRANSCRIPTS/START    the learning rate with the lowest CER on valid
 python summarize.py table RUNS                         the closing table, as plain text
+python summarize.py plot RUNS FILE.svg                 CER over hours of transcripts, drawn
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STARTS = ("pretrained", "scratch")
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+STARTS = ("pretrained", "scratch", "logmel")
 UNKNOWN = "-"
 
 
@@ -22,6 +26,8 @@ def main(arguments: list[str]) -> int:
             print(best_rate(Path(start)))
         case ["table", runs]:
             print(table(Path(runs)))
+        case ["plot", runs, path]:
+            plot(Path(runs), Path(path))
         case _:
             print(__doc__, file=sys.stderr)
             return 2
@@ -54,11 +60,12 @@ def rate_of(run: Path) -> str:
 
 def table(runs: Path) -> str:
     """Everything that has been measured under RUNS, as plain text."""
-    comparisons = sorted(path for path in (runs / "ctc").glob("*") if path.is_dir())
+    comparisons = comparisons_of(runs)
     parts = [
         pretraining(runs / "pretrained"),
         "\n".join(["Error rates on the test split", *columns(error_rates(comparisons))]) if comparisons else "",
         rates_tried(comparisons),
+        with_ngram(runs / "ctc"),
         *(probes(path) for path in sorted((runs / "probe").glob("*"))),
         speakers(runs / "speaker"),
         seconds(runs / "seconds.tsv"),
@@ -81,19 +88,76 @@ def pretraining(run: Path) -> str:
     )
 
 
+def comparisons_of(runs: Path) -> list[Path]:
+    """The folders RUNS/ctc/TRANSCRIPTS, those with the fewest hours first."""
+    folders = [path for path in (runs / "ctc").glob("*") if path.is_dir()]
+    return sorted(folders, key=lambda path: (hours(path), path.name))
+
+
+def hours(comparison: Path) -> float:
+    """Hours of transcribed speech that a comparison learned from; 0 where its manifest is not there."""
+    name, data = comparison.name, comparison.parent.parent / "data"
+    for path in (data / f"train_{name}.jsonl", data / "train.jsonl" if name.startswith("all") else None):
+        if path and path.is_file():
+            lines = path.read_text("utf-8").splitlines()
+            return sum(json.loads(line)["duration"] for line in lines) / 3600
+    return 0.0
+
+
 def error_rates(comparisons: list[Path]) -> list[list[str]]:
-    """A line for each seed of each comparison, both starts beside each other, and their means."""
-    lines = [["transcripts", "seed", *(f"{name} {start}" for name in ("WER", "CER") for start in STARTS)]]
+    """A line for each seed of each comparison, the starts beside each other, and their means.
+
+    A CER has half of its 95 % interval over utterances behind it.
+    """
+    starts = [start for start in STARTS if any((comparison / start).is_dir() for comparison in comparisons)]
+    lines = [["transcripts", "seed", *(f"{name} {start}" for name in ("WER", "CER") for start in starts)]]
     for comparison in comparisons:
-        tested = {start: metrics_by_seed(comparison / start) for start in STARTS}
+        tested = {start: metrics_by_seed(comparison / start) for start in starts}
         seeds = sorted({seed for found in tested.values() for seed in found})
         for seed in seeds:
-            cells = [tested[start].get(seed, {}).get(name) for name in ("wer", "cer") for start in STARTS]
-            lines.append([comparison.name, str(seed), *map(percent, cells)])
+            of_seed = [tested[start].get(seed, {}) for start in starts]
+            cells = [percent(found.get("wer")) for found in of_seed]
+            lines.append([comparison.name, str(seed), *cells, *map(cer_with_interval, of_seed)])
         if len(seeds) > 1:
-            means = [mean(tested[start].values(), name) for name in ("wer", "cer") for start in STARTS]
+            means = [mean(tested[start].values(), name) for name in ("wer", "cer") for start in starts]
             lines.append([comparison.name, "mean", *map(percent, means)])
     return lines
+
+
+def cer_with_interval(metrics: dict[str, Any]) -> str:
+    """The CER of one test, ± half of its interval."""
+    ends = metrics.get("cer_interval")
+    return percent(metrics.get("cer")) + (f" ± {50 * (ends[1] - ends[0]):.1f}" if ends else "")
+
+
+def with_ngram(folder: Path) -> str:
+    """What decoding with an n-gram gave, beside greedy decoding of the same network."""
+    lines = [["", "WER greedy", "WER n-gram", "CER greedy", "CER n-gram"]]
+    for path in sorted(folder.glob("*/*/lr_*/seed_*/ngram/test/metrics.json")):
+        run = path.parents[2]
+        greedy, decoded = (json.loads(one.read_text("utf-8")) for one in (run / "test" / "metrics.json", path))
+        cells = [percent(one[name]) for name in ("wer", "cer") for one in (greedy, decoded)]
+        lines.append(["/".join(run.relative_to(folder).parts), *cells])
+    return "\n".join(["Decoding with an n-gram", *columns(lines)]) if lines[1:] else ""
+
+
+def plot(runs: Path, path: Path) -> None:
+    """CER over hours of transcripts: a line for each start, through the means of its seeds, and a dot for each seed."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for start in STARTS:
+        found = [(hours(one), metrics_by_seed(one / start).values()) for one in comparisons_of(runs)]
+        found = [(x, [one["cer"] for one in tested]) for x, tested in found if tested]
+        if not found:
+            continue
+        [line] = axes.plot([x for x, _ in found], [sum(cers) / len(cers) for _, cers in found], label=start)
+        dots = [(x, cer) for x, cers in found for cer in cers]
+        axes.plot(*zip(*dots, strict=True), "o", markersize=4, color=line.get_color())
+    axes.set(xlabel="transcribed speech, hours", ylabel="CER on the test split", xscale="log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 def metrics_by_seed(start: Path) -> dict[int, dict[str, Any]]:
@@ -112,7 +176,8 @@ def mean(metrics: Any, name: str) -> float | None:
 
 def rates_tried(comparisons: list[Path]) -> str:
     """CER on valid of each learning rate, where more than one was tried."""
-    tried = {f"{one.name} {start}": cer_by_rate(one / start) for one in comparisons for start in STARTS}
+    sides = [one / start for one in comparisons for start in STARTS]
+    tried = {f"{side.parent.name} {side.name}": cer_by_rate(side) for side in sides if side.is_dir()}
     rates = sorted({rate for cers in tried.values() for rate in cers}, key=float)
     if len(rates) < 2:
         return ""

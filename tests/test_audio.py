@@ -65,6 +65,19 @@ def test_a_segment_is_the_same_part_of_the_whole(tmp_path, name, options, tolera
     torch.testing.assert_close(audio.load(path, offset_s=1.5), whole[24_000:], atol=tolerance / 10, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.flac"])
+def test_16_bits_are_to_the_bit_what_libsndfile_makes_of_them(tmp_path, name):
+    values = np.arange(-(2**15), 2**15, dtype=np.int16)
+    path = write(tmp_path / name, values, subtype="PCM_16")
+    expected, _ = soundfile.read(path, dtype="float32")
+    memory = torch.empty(len(values) + 5)
+    into = audio.load(path, into=memory)
+    assert into.data_ptr() == memory.data_ptr()
+    for samples in (audio.load(path), into):
+        np.testing.assert_array_equal(samples.numpy(), expected)
+    assert (into[0], into[-1]) == (-1.0, 32767 / 32768)
+
+
 def test_channels_are_averaged(tmp_path):
     left, right = tone(hertz=300), tone(hertz=500)
     path = write(tmp_path / "a.wav", np.stack([left, right], axis=1), subtype="FLOAT")

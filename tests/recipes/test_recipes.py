@@ -161,7 +161,7 @@ def test_what_is_done_is_skipped_and_more_seeds_are_added(tmp_path, stand_in):
     assert calls(stand_in) == before
     run("mboshi", *options, "--seeds", "0 5", python=stand_in)
     added = [(verb, given.get("trainer.seed")) for verb, given in calls(stand_in)[len(before) :]]
-    assert added == [("finetune", "5"), ("evaluate", None)] * 2
+    assert added == [("finetune", "5"), ("evaluate", None)] * 3
 
 
 def test_other_options_do_not_mix_with_what_is_there(tmp_path, stand_in):
@@ -183,7 +183,25 @@ def test_an_error_of_the_tool_stops_the_recipe_and_the_same_command_goes_on(tmp_
     (stand_in.parent / "broken").unlink()
     done = run("mboshi", *options, python=stand_in)
     assert done.returncode == 0, done.stderr
-    assert [given.get("init") for _, given in calls(stand_in)[len(before) :]] == ["none", None]
+    later = [(verb, given.get("init"), given.get("feature_encoder")) for verb, given in calls(stand_in)[len(before) :]]
+    sides = [("finetune", "none", None), ("finetune", "none", "fbank40")]
+    assert [call for call in later if call[0] == "finetune"] == sides
+    assert [verb for verb, *_ in later[4:]] == ["lm", "tune", "evaluate"]
+
+
+def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
+    data = tmp_path / "out" / "data"
+    data.mkdir(parents=True)
+    for name, seconds in (("train_10min", 600), ("train", 7200)):
+        (data / f"{name}.jsonl").write_text(json.dumps({"duration": seconds}) + "\n")
+    options = ["--data", "d", "--out", tmp_path / "out", "--amounts", "10min all", "--lrs", "1e-3", "--seeds", "0"]
+    done = run("mboshi", *options, python=stand_in)
+    assert done.returncode == 0, done.stderr
+    learned = {Path(given["data.train"]).stem for verb, given in calls(stand_in) if verb == "finetune"}
+    assert learned == {"train_10min", "train"}
+    assert done.stdout.index("  10min") < done.stdout.index("  all")
+    drawn = (tmp_path / "out" / "label_curve.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {start} -->" in drawn for start in ("pretrained", "scratch", "logmel"))
 
 
 def test_stages_and_an_encoder_of_ones_own(tmp_path, stand_in):
@@ -288,7 +306,8 @@ def test_mboshi(tmp_path, sentences):
     done = run("mboshi", "--data", sentences, "--out", tmp_path / "out", *lengths, *TINY)
     assert done.returncode == 0, done.stderr
     found = measured(tmp_path / "out")
-    assert sorted(Path(run_dir).parts[2] for run_dir in found) == ["pretrained", "scratch"]
+    assert sorted(Path(run_dir).parts[2] for run_dir in found) == ["logmel", "pretrained", "pretrained", "scratch"]
+    assert "Decoding with an n-gram" in done.stdout
     assert {metrics["num_utterances"] for metrics in found.values()} == {4}
     assert "CER on valid by learning rate" in done.stdout
 
