@@ -12,8 +12,9 @@ option budget 600 "seconds of compute of each pretraining: of the processor, or 
 option minutes "10" "minutes of transcribed speech to fine-tune on, in quotes: 10, or 10 60"
 option model tiny "model to pretrain"
 option front conv "front end: conv, fbank or fbank40"
-option finetune-steps 500 "steps of each fine-tuning"
+option finetune-steps 1000 "steps of each fine-tuning, of 10 s"
 option probe-steps 300 "steps of each speaker probe"
+few_labels+=(data.batch_seconds=10)
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
 set_up ""
@@ -27,9 +28,11 @@ if at_stage 2 "Every family, $budget s each"; then
         labelled+="${labelled:+,}'$out/data/train_${amount}min.jsonl'"
     done
     names="$(printf "'%s'," $objectives)"
+    finetune="$(printf "'%s'," "${few_labels[@]}")"
     speechssl compare objectives="[${names%,}]" budget="$budget" model="$model" feature_encoder="$front" \
         data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" data.test="$out/data/test.jsonl" \
-        data.labelled="[$labelled]" finetune_steps="$finetune_steps" probe_steps="$probe_steps" \
+        data.labelled="[$labelled]" finetune_steps="$finetune_steps" \
+        finetune="[${finetune%,}]" probe_steps="$probe_steps" \
         out="$out/compared" ${overrides[@]+"${overrides[@]}"} > "$out/table.txt"
 fi
 if at_stage 3 "The table"; then

@@ -83,7 +83,7 @@ class _Comparison:
         row: dict[str, Any] = {"objective": self.contender.label, **self._pretrain()}
         for path in data.labelled:
             amount = Path(path).stem
-            metrics = self._tune(f"ctc_{amount}", "ctc", path, self.config.finetune_steps)
+            metrics = self._tune(f"ctc_{amount}", "ctc", path, self.config.finetune_steps, *self.config.finetune)
             row |= {f"cer_{amount}": metrics["cer"], f"wer_{amount}": metrics["wer"]}
         speakers = data.speakers or data.labelled[-1]
         metrics = self._tune("speaker", "superb", speakers, self.config.probe_steps)
@@ -142,7 +142,7 @@ class _Comparison:
         last = [row for row in map(json.loads, text.splitlines()) if "valid_loss" in row][-1]
         return {key: last.get(f"valid_{key}") for key in HEALTH}
 
-    def _tune(self, name: str, task: str, manifest: str, steps: int) -> dict[str, Any]:
+    def _tune(self, name: str, task: str, manifest: str, steps: int, *more: str) -> dict[str, Any]:
         """Fine-tune and test; the metrics of `speechssl evaluate`."""
         run_dir, data = self.folder / name, self.config.data
         run_measured(
@@ -160,6 +160,7 @@ class _Comparison:
                 f"optim.lr={self.config.finetune_lr}",
                 f"run_dir={run_dir}",
                 *self.shared,
+                *more,
             ],
         )
         overrides = [f"checkpoint={run_dir}", f"data.test={data.test}", f"out={run_dir / 'test'}"]

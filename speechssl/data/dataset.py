@@ -1,17 +1,17 @@
 """A manifest's clips as waveforms, cropped, augmented and seeded; one that cannot be read is an answer, not a crash.
 
-A batch is decoded where it is to lie: clips of the model's rate go from libsndfile into the rows of the padded tensor,
-which in a worker is memory that it shares with the trainer, so that nothing is copied after decoding.
+A batch is decoded where it is to lie: clips of the model's rate go from libsndfile into the rows of the padded tensor.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from speechssl import audio
 from speechssl.data.augment import Augment
@@ -55,10 +55,14 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Example | BrokenClip:
         return self._read(self._plan(key))
 
-    def batch(self, keys: list[tuple[int, int]], *, min_samples: int) -> tuple[Batch | None, list[BrokenClip]]:
-        """The batch of some clips; see `collate`."""
+    def batch(
+        self, keys: list[tuple[int, int]], *, min_samples: int, memory: Tensor | None = None
+    ) -> tuple[Batch | None, list[BrokenClip]]:
+        """The batch of some clips; see `collate`. It is read into `memory` (float32 [M]) if that is large enough."""
         plans = sorted(map(self._plan, keys), key=lambda plan: -plan.duration_s)
-        rows = _rows(len(plans), max(plan.num_samples(self.sample_rate) for plan in plans))
+        shape = len(plans), max(plan.num_samples(self.sample_rate) for plan in plans)
+        size = math.prod(shape)
+        rows = torch.empty(shape) if memory is None or len(memory) < size else memory[:size].view(shape)
         fetched = fetch([(plan.utterance.audio_path, plan.utterance.byte_range) for plan in plans])
         examples = [self._read(*each) for each in zip(plans, rows, fetched, strict=True)]
         return collate(examples, min_samples=min_samples, rows=rows)
@@ -112,11 +116,3 @@ class _Plan:
 
     def num_samples(self, sample_rate: int) -> int:
         return round(self.duration_s * sample_rate)
-
-
-def _rows(num_clips: int, num_samples: int) -> Tensor:
-    """float32 [num_clips, num_samples], not initialised; in a worker, of memory that other processes can map."""
-    if get_worker_info() is None:
-        return torch.empty(num_clips, num_samples)
-    storage = torch.UntypedStorage._new_shared(4 * num_clips * num_samples)  # as torch's own collate function does
-    return torch.empty(0).set_(storage, 0, (num_clips, num_samples), (num_samples, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,10 @@ log = logging.getLogger("speechssl")
 # first row has the start of the workers in it.
 LATE_SHARE = 0.1
 LATE_ROWS = 3
+# Batches that each worker reads ahead.
+PREFETCH = 4
+# Values of a padded batch, as a multiple of its audio; a batch of more is sent by itself.
+PADDED = 1.25
 
 
 class BatchLoader:
@@ -156,19 +161,18 @@ class BatchLoader:
     def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Batch | None, list[BrokenClip]]]:
         # The sampler numbers the usable clips; the dataset numbers the manifest's lines.
         keys = ([(epoch, int(self.usable[i])) for epoch, i in batch] for batch in batches)
+        slots = _Slots(self.num_workers, self.sampler.batch_seconds * self.dataset.sample_rate)
         loaded = DataLoader(
-            _Batches(self.dataset, self.min_samples),
-            sampler=keys,
+            _Batches(self.dataset, self.min_samples, slots),
+            sampler=enumerate(keys),
             batch_size=None,  # an item is a batch
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=PREFETCH if self.num_workers else None,
             worker_init_fn=_start_worker,
         )
-        for batch, broken in loaded:
-            if batch is not None and batch.targets is not None:
-                batch.targets = [torch.as_tensor(target) for target in batch.targets]
-            yield batch, broken
+        for number, (sent, broken) in enumerate(loaded):
+            yield slots.take(number, sent), broken
 
     def _account(self, batch: Batch | None, broken: list[BrokenClip]) -> None:
         """Name broken clips; stop when there are too many."""
@@ -185,18 +189,62 @@ class BatchLoader:
             )
 
 
-class _Batches(Dataset):
-    """Batches by the keys of their clips."""
+class _Slots:
+    """Memory that workers read batches into and the trainer copies them out of; without workers there is none.
 
-    def __init__(self, clips: ClipDataset, min_samples: int):
-        self.clips, self.min_samples = clips, min_samples
+    It is mapped once: the system takes longer to find and clear new pages for a batch than a WAV takes to read. Batch n
+    lies in slot n modulo their number. When a worker is given batch n, at most PREFETCH a worker are on their way, and
+    one has come and is about to be copied; so there is one slot more than that.
+    """
 
-    def __getitem__(self, keys: list[tuple[int, int]]) -> tuple[Batch | None, list[BrokenClip]]:
-        batch, broken = self.clips.batch(keys, min_samples=self.min_samples)
-        if batch is not None and batch.targets is not None:
-            # Each tensor from a worker holds a file open; a process has only so many.
+    def __init__(self, num_workers: int, batch_samples: float):
+        number = PREFETCH * num_workers + 1 if num_workers else 0
+        self.slots = torch.empty(number, math.ceil(batch_samples * PADDED)).share_memory_() if number else None
+
+    def memory(self, number: int) -> Tensor | None:
+        """float32 [M]: where a batch is to be read into."""
+        return None if self.slots is None else self.slots[number % len(self.slots)]
+
+    def send(self, number: int, batch: Batch | None) -> tuple[Batch | None, tuple[int, ...] | None]:
+        """A worker's batch as it is to be pickled: its waveforms stay in its slot, and their shape goes instead."""
+        if batch is None or self.slots is None:
+            return batch, None
+        # Each tensor from a worker holds a file open; a process has only so many.
+        batch.lengths = batch.lengths.numpy()
+        if batch.targets is not None:
             batch.targets = [target.numpy() for target in batch.targets]
-        return batch, broken
+        memory, shape = self.memory(number), tuple(batch.waveforms.shape)
+        if batch.waveforms.numel() > len(memory):
+            return batch, None
+        place = memory[: batch.waveforms.numel()].view(shape)
+        if place.data_ptr() != batch.waveforms.data_ptr():
+            place.copy_(batch.waveforms)
+        batch.waveforms = None
+        return batch, shape
+
+    def take(self, number: int, sent: tuple[Batch | None, tuple[int, ...] | None]) -> Batch | None:
+        """The batch that was sent."""
+        batch, shape = sent
+        if batch is None or self.slots is None:
+            return batch
+        batch.lengths = torch.as_tensor(batch.lengths)
+        if batch.targets is not None:
+            batch.targets = [torch.as_tensor(target) for target in batch.targets]
+        if shape is not None:
+            batch.waveforms = self.memory(number)[: math.prod(shape)].view(shape).clone()
+        return batch
+
+
+class _Batches(Dataset):
+    """Batches by their number and the keys of their clips."""
+
+    def __init__(self, clips: ClipDataset, min_samples: int, slots: _Slots):
+        self.clips, self.min_samples, self.slots = clips, min_samples, slots
+
+    def __getitem__(self, item: tuple[int, list[tuple[int, int]]]) -> tuple[tuple, list[BrokenClip]]:
+        number, keys = item
+        batch, broken = self.clips.batch(keys, min_samples=self.min_samples, memory=self.slots.memory(number))
+        return self.slots.send(number, batch), broken
 
 
 def _as_it_is(batch: tuple) -> tuple:

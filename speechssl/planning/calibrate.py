@@ -6,7 +6,7 @@ import logging
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from speechssl.benchmarks.clips import clip_seconds
@@ -102,11 +102,13 @@ def machine_of(measured: Sequence[Measured], device: str) -> Machine:
 def check(*, device: str, precision: str, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Predicted against measured, for the configs of the calibration and those that it has not seen.
 
-    The medians are over the steps of all interleaved rounds; the coefficients come from the first round's alone.
+    In each round the first step of a config is for calibrating and the others are what is predicted: a machine that is
+    slow for a while is so for both.
     """
-    log.info("calibrating")
-    machine = calibrate(device=device, precision=precision, steps=steps)
-    measured = measure([*SEEN, *UNSEEN], rounds=rounds, steps=steps, device=device, precision=precision)
+    found = measure([*SEEN, *UNSEEN], rounds=rounds, steps=steps + 1, device=device, precision=precision)
+    first = [replace(one, seconds=one.seconds[:: steps + 1]) for one in found]
+    machine = machine_of([one for one in first if one.overrides in SEEN], device)
+    measured = [replace(one, seconds=[s for i, s in enumerate(one.seconds) if i % (steps + 1)]) for one in found]
     return [
         {
             "config": " ".join(one.overrides),

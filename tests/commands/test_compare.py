@@ -58,6 +58,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
         f"data.test={labelled}",
         f"data.labelled=[{labelled}]",
         f"out={tmp_path / 'out'}",
+        "finetune=[data.batch_seconds=10,encoder.dropout=0.25]",
         "trainer.device=cpu",
     )
     assert result.code == 0
@@ -72,6 +73,10 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert result.out == (tmp_path / "out" / "table.md").read_text()
     trained = [overrides for verb, overrides in record if verb == "pretrain"]
     assert any("objective.predictor=copy" in overrides for overrides in trained)
+    with_settings = {
+        overrides[0]: "encoder.dropout=0.25" in overrides for verb, overrides in record if verb == "finetune"
+    }
+    assert with_settings == {"task=ctc": True, "task=superb": False}
 
 
 def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):

@@ -111,6 +111,20 @@ def test_labels_come_with_their_clips(build):
         assert [int(target) for target in batch.targets] == [int(utterance.id) for utterance in batch.utterances]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_of_workers_are_those_read_here_and_stay_so(build, num_workers):
+    # More batches than a worker reads ahead; one clip fits into no slot, one is broken and moves those after it.
+    options = {"seconds": [0.2, 0.35, 0.5, 0.55, 0.3, 2.0, 0.25], "broken": [2], "max_broken_share": 1.0}
+    options["encode"] = lambda utterance: torch.tensor([int(utterance.id), 7])
+    here = list(islice(build(**options).stream(), 30))
+    sent = list(islice(build(**options, num_workers=num_workers).stream(), 30))
+    assert max(batch.waveforms.numel() for batch in here) == 32_000
+    for one, other in zip(here, sent, strict=True):
+        assert torch.equal(one.waveforms, other.waveforms)
+        assert torch.equal(one.lengths, other.lengths)
+        assert [target.tolist() for target in one.targets] == [target.tolist() for target in other.targets]
+
+
 def test_ranks_and_workers_take_every_clip_once(build):
     share_out(build, [(2, 2), (3, 1), (5, 0), (8, 3)])
 

@@ -119,6 +119,8 @@ def test_families_compares_what_it_is_given(tmp_path, stand_in):
     data = tmp_path / "run s" / "data"
     assert given["objectives"] == "['hubert','apc']"
     assert given["data.labelled"] == f"['{data}/train_10min.jsonl','{data}/train_60min.jsonl']"
+    assert "'encoder.dropout=0.1'," in given["finetune"]
+    assert given["finetune"].endswith("'data.batch_seconds=10']")
     assert (given["budget"], given["feature_encoder"], given["trainer.device"]) == ("600", "fbank", "cpu")
 
 
