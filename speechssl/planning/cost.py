@@ -17,9 +17,8 @@ from speechssl.models.lengths import hop, missing, num_frames, receptive_field
 WINDOW, ROWS, GRAIN = 25, 64, 32
 # Backward passes cost as much again for the weights and for the input; attention's is recomputed on the way.
 TRAIN, ATTENTION = 3.0, 3.5
-# What softmax and dropout of a pair of frames take in a head, in operations: a clip of 5 s and 12 heads takes 8.4 ms
-# forward and backward where its products take about 4 (recipes/benchmark/RESULTS.md).
-SOFTMAX = 350
+# Values that softmax and dropout read and write for a pair of frames in a head, forward and backward, as `elements`.
+SOFTMAX = 10
 # Values that a Transformer layer keeps for its backward pass, in units of the hidden and the feed-forward size.
 KEPT_HIDDEN, KEPT_FORWARD = 11, 2
 OBJECTIVES = ("wav2vec2", "best_rq", "hubert")
@@ -70,14 +69,14 @@ def of_step(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequ
     positions = sum(n + missing(n, GRAIN) + 1 for n in frames)
     context = 2 * rows * layers * (4 * hidden**2 + 2 * hidden * forward)
     projection = 2 * rows * encoder["conv_channels"][-1] * hidden
-    attention = layers * (4 * hidden + SOFTMAX * encoder["num_heads"]) * sum(n**2 for n in frames)
+    pairs = layers * sum(n**2 for n in frames)
     kept = rows * layers * (KEPT_HIDDEN * hidden + KEPT_FORWARD * forward)
     loss = _loss(encoder, objective, frames, trains=scale != 0)
     return Work(
         convolutions=front["operations"] + TRAIN * 2 * positions * hidden * taps,
         products=TRAIN * (context + projection) + loss["operations"],
-        attention=ATTENTION * attention,
-        elements=2.5 * kept + front["elements"] + loss["elements"],
+        attention=ATTENTION * 4 * hidden * pairs,
+        elements=2.5 * kept + SOFTMAX * encoder["num_heads"] * pairs + front["elements"] + loss["elements"],
         parameters=_parameters(encoder, objective),
         activations=kept + front["kept"] + loss["elements"] / 2,
         clips=len(frames),
