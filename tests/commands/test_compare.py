@@ -58,7 +58,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
         f"data.test={labelled}",
         f"data.labelled=[{labelled}]",
         f"out={tmp_path / 'out'}",
-        "finetune=[data.batch_seconds=10,encoder.dropout=0.25]",
+        "finetune=['data.batch_seconds=10','encoder.dropout=0.25']",
         "trainer.device=cpu",
     )
     assert result.code == 0

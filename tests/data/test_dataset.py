@@ -63,22 +63,22 @@ def test_a_clip_that_cannot_be_read_is_an_answer(build):
     assert (answer.utterance.id, "2.wav" in answer.reason) == ("2", True)
 
 
-def test_a_batch_is_its_clips_padded_whatever_the_memory(build, monkeypatch):
+@pytest.mark.parametrize("values", [None, 10, 200_000])  # none, too little, and more than the batch needs
+def test_a_batch_is_its_clips_padded_whatever_the_memory(build, values):
     clips = build()
     keys = [(0, index) for index in range(4)]
     alone = {clips[key].utterance.id: clips[key] for key in keys}
-    for worker in (None, object()):  # a worker's batches lie in shared memory
-        monkeypatch.setattr("speechssl.data.dataset.get_worker_info", lambda worker=worker: worker)
-        for options in ({}, {"normalize": True}, {"sample_rate": 8_000}):
-            clips = build(**options)
-            batch, broken = clips.batch(keys, min_samples=400)
-            assert not broken and batch.waveforms.is_contiguous()
-            assert batch.waveforms.shape == (4, max(batch.lengths))
-            assert [utterance.id for utterance in batch.utterances] == ["3", "1", "0", "2"]
-            for waveform, length, utterance in zip(batch.waveforms, batch.lengths, batch.utterances, strict=True):
-                expected = build(**options)[0, int(utterance.id)].waveform
-                assert torch.equal(waveform[:length], expected) and not waveform[length:].any()
-            assert batch.seeds == [alone[utterance.id].seed for utterance in batch.utterances]
+    for options in ({}, {"normalize": True}, {"sample_rate": 8_000}):
+        clips = build(**options)
+        memory = None if values is None else torch.full((values,), 7.0)
+        batch, broken = clips.batch(keys, min_samples=400, memory=memory)
+        assert not broken and batch.waveforms.is_contiguous()
+        assert batch.waveforms.shape == (4, max(batch.lengths))
+        assert [utterance.id for utterance in batch.utterances] == ["3", "1", "0", "2"]
+        for waveform, length, utterance in zip(batch.waveforms, batch.lengths, batch.utterances, strict=True):
+            expected = build(**options)[0, int(utterance.id)].waveform
+            assert torch.equal(waveform[:length], expected) and not waveform[length:].any()
+        assert batch.seeds == [alone[utterance.id].seed for utterance in batch.utterances]
 
 
 @pytest.mark.parametrize("broken_clip", [0, 2, 3])
