@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -255,6 +257,14 @@ def _start_worker(_worker: int) -> None:
     """A signal to the whole process group is for the trainer, which saves and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends the workers of streams that are still open at the exit: multiprocessing would send SIGTERM and wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _usable(

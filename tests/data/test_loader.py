@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import chain, islice
 
 import pytest
@@ -123,6 +125,23 @@ def test_batches_of_workers_are_those_read_here_and_stay_so(build, num_workers):
         assert torch.equal(one.waveforms, other.waveforms)
         assert torch.equal(one.lengths, other.lengths)
         assert [target.tolist() for target in one.targets] == [target.tolist() for target in other.targets]
+
+
+def test_a_script_ends_while_a_stream_of_workers_is_open(write_corpus):
+    script = """if True:
+        import sys
+        from speechssl.data.loader import BatchLoader
+        from speechssl.manifest import Manifest
+        options = {"sample_rate": 16_000, "normalize": False, "min_samples": 400, "batch_seconds": 1.0, "seed": 0}
+        stream = BatchLoader(Manifest(sys.argv[1]), num_workers=1, **options).stream()
+        kept = [stream]
+        kept.append(kept)
+        print(next(stream).waveforms.ndim)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(write_corpus())], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "2\n"
 
 
 def test_ranks_and_workers_take_every_clip_once(build):
