@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import torch
 
-from speechssl import audio, manifest
+from speechssl import audio, cpu, manifest
 from speechssl.benchmarks.meters import Parts
 from speechssl.benchmarks.ours import Ours
 from speechssl.benchmarks.worker import processor
@@ -53,6 +53,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that the command reports, as plain data; `settings` is its whole config."""
     options = settings["data"]
     torch.set_num_threads(1)
+    cpu.tune()  # memory as in training, for all sides
     formats = {}
     with tempfile.TemporaryDirectory(prefix="speechssl-benchmark-") as folder:
         for name in options["formats"]:
