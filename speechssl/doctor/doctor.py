@@ -23,7 +23,7 @@ from torch import nn
 from speechssl.doctor import actions, healthy
 from speechssl.doctor.healthy import Row
 from speechssl.doctor.judge import Judge
-from speechssl.doctor.probe import Probe, data_facts
+from speechssl.doctor.probe import Probe, data_facts, part_of
 from speechssl.training.rows import read_rows
 from speechssl.types import Batch
 
@@ -65,7 +65,7 @@ class Doctor:
             patience=self.patience,
         )
         if trainer.step == 0:
-            trainer.note(_beginning())
+            trainer.note(_beginning(trainer.model))
         rows = trainer.world.agree(read_rows(trainer.monitor.path) if trainer.monitor else [])
         for row in rows:
             self.judging.see(row)
@@ -108,12 +108,20 @@ class Doctor:
         return back
 
 
-def _beginning() -> Row:
-    """The event that says by which command, versions and machine a run was begun."""
+def _beginning(model: nn.Module) -> Row:
+    """The event that says by which command, versions and machine a run was begun, and which parts its model has."""
     versions = {"python": platform.python_version()} | {
         name: metadata.version(name) for name in ("speechssl", "torch", "torchaudio", "numpy")
     }
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}"
     command = shlex.join(["speechssl", *sys.argv[1:]])
-    return {"step": 0, "event": "began", "command": command, "versions": versions, "machine": machine}
+    parts = sorted({part_of(name) for name, _ in model.named_parameters()})
+    return {
+        "step": 0,
+        "event": "began",
+        "command": command,
+        "versions": versions,
+        "machine": machine,
+        "parts": parts,
+    }

@@ -45,9 +45,12 @@ class Judge:
         self.good: dict[str, int] = {}
         self.open: dict[str, Finding] = {}
         self.facts: Row = {}
+        self.parts: frozenset[str] | None = None
 
     def see(self, row: Row) -> list[Finding]:
         """The findings that this row opens."""
+        if "parts" in row:  # of the event that a run begins with
+            self.parts = frozenset(row["parts"])
         if "loss" not in row:
             return []
         if row["step"] == 1:  # what is said once, and where some figures begin
@@ -55,7 +58,8 @@ class Judge:
             self.facts |= {f"first_{key}": row[key] for key in ("blank_share", "code_usage") if key in row}
         # A run of a few steps has not come as far as its share of them says: the curves are of SHORTEST or more.
         progress = row["step"] / max(self.max_steps, healthy.SHORTEST)
-        case = Case(healthy.derive({**self.facts, **row}, self.settings), progress, self.bands, self.settings)
+        figures = healthy.derive({**self.facts, **row}, self.settings)
+        case = Case(figures, progress, self.bands, self.settings, self.parts)
         opened = []
         for rule in RULES:
             evidence = None if self._explained(rule.tier) and rule.name not in self.open else rule.look(case)

@@ -95,15 +95,20 @@ def spread(frames: Tensor) -> dict[str, float]:
 
 
 def parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters that have a gradient, by part: `context` and others, `quantizer.codebook` and others."""
+    """The parameters that have a gradient, by part."""
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            side, *inner = name.split(".")
-            depth = 1 if side == "encoder" else 2
-            kept = [word for word in inner[:depth] if word not in ("weight", "bias")]
-            found.setdefault(".".join(kept) or side, []).append(parameter)
+            found.setdefault(part_of(name), []).append(parameter)
     return found
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: `context` and others, `quantizer.codebook` and others."""
+    side, *inner = name.split(".")
+    depth = 1 if side == "encoder" else 2
+    kept = [word for word in inner[:depth] if word not in ("weight", "bias")]
+    return ".".join(kept) or side
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

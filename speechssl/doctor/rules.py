@@ -29,12 +29,14 @@ class Case:
         progress: how much of the run is done, 0 to 1.
         bands: the healthy curves of this objective.
         settings: the run's config, dotted; empty where it is not known.
+        parts: that the model has, by the names of `update_ratio/`; None where that is not known.
     """
 
     row: Row
     progress: float
     bands: Bands
     settings: dict[str, Any] = field(default_factory=dict)
+    parts: frozenset[str] | None = None
 
     def get(self, name: str) -> float | None:
         """A figure, None where the row has none."""
@@ -137,8 +139,10 @@ def _frozen(case: Case) -> str | None:
         return None
     for name in case.bands.ranges:
         part = name.removeprefix("update_ratio/")
+        if part == name or part in ENCODER or (case.parts is not None and part not in case.parts):
+            continue
         band = case.bands.at(name, case.progress)
-        if part != name and part not in ENCODER and band and band[0] > 0 and not case.get(name):
+        if band and band[0] > 0 and not case.get(name):
             return f"{part} does not change; in healthy runs it moves by {band[0]:.1e} to {band[1]:.1e} a step"
     return None
 

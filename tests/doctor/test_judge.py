@@ -44,6 +44,13 @@ def findings(*changes, settings=None, patience=3, max_steps=100, begin=2):
     return found
 
 
+def test_a_part_that_the_model_has_not_is_not_frozen():
+    for parts, found in ((["context", "quantizer.codebook"], ["frozen_part"]), (["context"], [])):
+        began = {"loss": "absent", "event": "began", "parts": parts}
+        opened = findings(began, *[{"update_ratio/quantizer.codebook": "absent"}] * 3)
+        assert [finding.name for finding in opened] == found
+
+
 @pytest.mark.parametrize(
     ("change", "settings", "name", "mend"),
     [
