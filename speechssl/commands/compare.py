@@ -26,7 +26,7 @@ from speechssl.evaluation.comparison import Contender, Measured, run_measured, w
 from speechssl.training.run import choose_device, open_manifest
 
 # Two short runs say how long a step takes, and all that comes before the first.
-SHORT, LONG = 4, 16
+SHORT, LONG = 4, 40
 HEALTH = ("output_variance", "effective_rank", "code_usage", "energy_gap", "target_variance")
 RANDOM = Contender("random", "best_rq", ())  # a step at no rate leaves an encoder as it began
 
