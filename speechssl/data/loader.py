@@ -200,8 +200,11 @@ class _Slots:
     """
 
     def __init__(self, num_workers: int, batch_samples: float):
-        number = PREFETCH * num_workers + 1 if num_workers else 0
-        self.slots = torch.empty(number, math.ceil(batch_samples * PADDED)).share_memory_() if number else None
+        self.slots = None
+        if num_workers:
+            shape = PREFETCH * num_workers + 1, math.ceil(batch_samples * PADDED)
+            storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as torch's own collate function does
+            self.slots = torch.empty(0).set_(storage, 0, shape)
 
     def memory(self, number: int) -> Tensor | None:
         """float32 [M]: where a batch is to be read into."""
