@@ -12,9 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 STARTS = ("pretrained", "scratch", "logmel")
 UNKNOWN = "-"
 
@@ -143,6 +140,9 @@ def with_ngram(folder: Path) -> str:
 
 def plot(runs: Path, path: Path) -> None:
     """CER over hours of transcripts: a line for each start, through the means of its seeds, and a dot for each seed."""
+    from matplotlib.figure import Figure  # takes longer than everything else here
+    from matplotlib.ticker import PercentFormatter
+
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for start in STARTS:

@@ -27,7 +27,7 @@ from speechssl.benchmarks.meters import Parts
 from speechssl.benchmarks.ours import Ours
 from speechssl.benchmarks.worker import processor
 from speechssl.corpora import shards
-from speechssl.data.loader import BatchLoader
+from speechssl.data.loader import PREFETCH, BatchLoader
 from speechssl.data.sampler import DurationBuckets
 from speechssl.manifest import Manifest
 from speechssl.rng import derive_seed
@@ -44,7 +44,6 @@ FORMATS = {
     "shards": (".flac", RATE, {"subtype": "PCM_16"}),
 }
 LIMIT = "soundfile, one core"
-_PREFETCH = 4  # batches that each worker reads ahead, of every side
 
 Batches = Iterator[float]  # audio seconds of each batch, as it comes
 
@@ -152,7 +151,7 @@ def _sides(clips: Manifest, settings: dict[str, Any]) -> dict[str, tuple[Callabl
     """Of each side, what starts it, and how many of its batches do not count."""
     sides: dict[str, tuple[Callable[[], Batches], int]] = {LIMIT: (lambda: _limit(clips, settings), 1)}
     for workers in settings["data"]["workers"]:
-        ahead = 1 + _PREFETCH * workers
+        ahead = 1 + PREFETCH * workers
         sides[f"speechssl, {workers} workers"] = (lambda w=workers: _ours(clips, settings, w), ahead)
         if settings["peer"] and clips.shards is None:
             from speechssl.benchmarks import loading_peers

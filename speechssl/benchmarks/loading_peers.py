@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from speechssl import audio
+from speechssl.data.loader import PREFETCH
 from speechssl.errors import UserError
 from speechssl.manifest import Manifest
 
 RATE = audio.SAMPLE_RATE
-_PREFETCH = 4
 
 
 def chosen(name: str) -> dict[str, Callable[..., Iterator[float]]]:
@@ -89,7 +89,7 @@ def _load(files: Any, keys: Iterator[list[int]], workers: int, collate: Callable
         batch_sampler=keys,
         collate_fn=collate,
         num_workers=workers,
-        prefetch_factor=_PREFETCH if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
 
 
