@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def clips(source: str) -> list[Utterance]:
     rows = []
     for path in recordings(source):
         duration_s = audio.info(path).duration_s
-        fields = {"audio_filepath": str(path.absolute()), "duration": round(duration_s, 6), "id": path.stem}
-        rows.append(Utterance(id=path.stem, audio_path=path.absolute(), duration_s=duration_s, fields=fields))
+        name = path.relative_to(source).as_posix() if Path(source).is_dir() else path.name
+        fields = {"audio_filepath": str(path.absolute()), "duration": round(duration_s, 6), "id": name}
+        rows.append(Utterance(id=name, audio_path=path.absolute(), duration_s=duration_s, fields=fields))
     return rows
 
 
@@ -73,7 +75,7 @@ class Embedder:
             found = model.with_head(ClassifyObjective)
             if found is None:
                 raise UserError(f"pooling=head takes a classifier, and {model.source} has none; use mean or statistics")
-            self.model = found
+            self.model = replace(found, needs_voice=True)
 
     def run(self, utterances: list[Utterance], *, batch_seconds: float) -> Iterator[tuple[Utterance, np.ndarray]]:
         """Each clip and its array float32, in their order: [T, C], [layers + 1, T, C], or without T where pooled."""

@@ -7,7 +7,7 @@ calibration, and the fingerprint of the model, since embeddings of another model
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,8 @@ class Voices:
             UserError: they are not, or the folder holds none.
         """
         content = read_json(folder / "voices.json")
-        if content.get("format") != FORMAT:
+        keys = ("names", "num_clips", "fingerprint", "calibration")
+        if content.get("format") != FORMAT or any(key not in content for key in keys):
             raise UserError(f"{folder} holds no voices; give the out= of `speechssl enrol`")
         if content["fingerprint"] != fingerprint(model):
             raise UserError(
@@ -96,11 +97,14 @@ def enrol(
     """Voices from embeddings float [clips, E] and who speaks in each.
 
     Without a `calibration` it is fitted to the clips themselves: each against the voice of its speaker's other clips,
-    and against every other voice.
+    and, as a stranger's would be, against the nearest of the other voices. One that is given keeps its likelihood
+    ratio; the prior is `p_target`, the share of recordings that are by an enrolled voice.
 
     Raises:
-        UserError: that takes two voices, one of them with two clips.
+        UserError: that takes two voices, one of them with two clips; or a voice is called "unknown".
     """
+    if UNKNOWN in speakers:
+        raise UserError(f"a voice cannot be called {UNKNOWN!r}, which is what strangers are called; rename it")
     directions = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     names, places, counts = np.unique(speakers, return_inverse=True, return_counts=True)
     sums = np.zeros((len(names), directions.shape[1]))
@@ -112,25 +116,40 @@ def enrol(
                 "enrol two voices, one with two clips, or give calibration=calibration.json of `speechssl evaluate`"
             )
         calibration = calibrate(*_leave_one_out(directions, places, sums, counts), p_target=p_target)
+    calibration = replace(calibration, p_target=p_target, fingerprint=fingerprint(model))
     centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    return Voices(names.tolist(), counts.tolist(), centroids.astype(np.float32), calibration, fingerprint(model))
+    return Voices(names.tolist(), counts.tolist(), centroids.astype(np.float32), calibration, calibration.fingerprint)
 
 
 def _leave_one_out(
     directions: np.ndarray, places: np.ndarray, sums: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and is_target of every clip against every voice, its own without itself (none where it is alone)."""
+    """Scores and is_target of every clip: with its own voice, itself left out, and with the nearest other voice.
+
+    The nearest, since `match` asks only for that: the more voices there are, the nearer one comes to a stranger.
+    """
     scores, is_target = [], []
     centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     for x, own in zip(directions, places, strict=True):
-        others = np.delete(centroids @ x, own)
-        scores += others.tolist()
-        is_target += [False] * len(others)
+        scores.append(float(np.delete(centroids @ x, own).max()))
+        is_target.append(False)
         if counts[own] > 1:
             rest = sums[own] - x
             scores.append(float(rest @ x / max(np.linalg.norm(rest), 1e-12)))
             is_target.append(True)
     return np.array(scores), np.array(is_target)
+
+
+def read_calibration(path: Path, model: SpeechModel) -> Calibration:
+    """The calibration.json that `speechssl evaluate` wrote of this model.
+
+    Raises:
+        UserError: it is none, or of another model, whose scores mean something else.
+    """
+    found = Calibration.from_dict(read_json(path), path)
+    if found.fingerprint not in ("", fingerprint(model)):
+        raise UserError(f"{path} was fitted to scores of another checkpoint than {model.source}; evaluate this one")
+    return found
 
 
 def fingerprint(model: SpeechModel) -> str:

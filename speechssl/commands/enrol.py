@@ -7,7 +7,8 @@ Examples:
 data.enrol is a manifest whose clips have the column `speaker` (or that which the checkpoint tells apart): any
 speakers, not those of the training. A voice is the mean of its clips' embeddings; more clips, from several
 recordings, make it steadier. What likeness is enough is fitted to the clips themselves, each against the voices
-without it, unless calibration= gives the calibration.json of `speechssl evaluate`.
+without it, unless calibration= gives the calibration.json of `speechssl evaluate`: it is rougher, being fitted to
+pairs of clips, but takes no second clip of anyone.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ from omegaconf import DictConfig
 from speechssl import enrolment
 from speechssl.config import plain
 from speechssl.evaluation.classification import embed, has_label
-from speechssl.evaluation.verification import Calibration
 from speechssl.identifier import Identifier
 from speechssl.inference import load_model
 from speechssl.manifest import Manifest
-from speechssl.training.checkpoint import read_json
 
 
 def run(config: DictConfig) -> None:
     """Enrol as the config says."""
     manifest = Manifest(config.data.enrol)
     manifest.check_files()
-    path = config.calibration
-    given = Calibration.from_dict(read_json(Path(path)), path) if path else None
     identifier = Identifier(load_model(config.checkpoint, device=config.trainer.device))
+    path = config.calibration
+    given = enrolment.read_calibration(Path(path), identifier.model) if path else None
     column = identifier.model.objective.label_key
 
     data = plain(config.data)

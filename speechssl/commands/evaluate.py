@@ -70,7 +70,9 @@ def run(config: DictConfig) -> None:
         manifests.write(out / "hypotheses.jsonl", said)
     if recognizing and classifying:
         normalisation = recognition.normalisation_of(config, recognizing.objective)
-        metrics["speaker_attributed_wer"] = wer.speaker_attributed(said, who, normalisation=normalisation)
+        known = metrics["accuracy"] is not None  # else no word could be right
+        attributed = wer.speaker_attributed(said, who, normalisation=normalisation) if known else None
+        metrics["speaker_attributed_wer"] = attributed
         main = ("speaker_attributed_wer", *main)
     metrics["checkpoint"] = str(model.source.resolve())
     _write_json(out / "metrics.json", metrics)

@@ -22,13 +22,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from speechssl.enrolment import Voices
+from speechssl.enrolment import Voices, read_calibration
 from speechssl.errors import UserError
 from speechssl.evaluation.classification import CALIBRATION
 from speechssl.evaluation.verification import Calibration
 from speechssl.identifier import Identifier
 from speechssl.inference import load_model, recordings
-from speechssl.training.checkpoint import read_json
 
 log = logging.getLogger("speechssl")
 
@@ -38,11 +37,13 @@ def run(config: DictConfig) -> None:
     is_folder = Path(config.audio).is_dir()
     if config.other is not None and (is_folder or Path(config.other).is_dir()):
         raise UserError("other= compares two recordings, so audio= and other= must both be files")
+    if config.voices and (config.other is not None or config.calibration):
+        raise UserError("voices= names recordings by its own calibration; drop it, or other= and calibration=")
     paths = recordings(config.audio)
     identifier = Identifier(load_model(config.checkpoint, device=config.trainer.device))
     voices = Voices.load(Path(config.voices), identifier.model) if config.voices else None
     if config.other is not None:
-        compare(config, identifier, voices)
+        compare(config, identifier)
         return
     for batch, waveforms, lengths in identifier.model.batches(paths, batch_seconds=config.data.batch_seconds):
         embeddings = identifier.embed(waveforms, lengths)
@@ -55,10 +56,10 @@ def run(config: DictConfig) -> None:
             print(*([path] if is_folder else []), *line, sep="\t")
 
 
-def compare(config: DictConfig, identifier: Identifier, voices: Voices | None) -> None:
+def compare(config: DictConfig, identifier: Identifier) -> None:
     """Print whether two recordings are one voice."""
     score = identifier.compare(config.audio, config.other)
-    calibration = voices.calibration if voices and not config.calibration else _calibration(config, identifier)
+    calibration = _calibration(config, identifier)
     if calibration is None:
         log.warning(
             "no probability: it takes a calibration.json, which `speechssl evaluate checkpoint=%s data.test=...` "
@@ -74,11 +75,11 @@ def compare(config: DictConfig, identifier: Identifier, voices: Voices | None) -
 def _calibration(config: DictConfig, identifier: Identifier) -> Calibration | None:
     """That of calibration=, or the newest below the run's folder."""
     if config.calibration:
-        return Calibration.from_dict(read_json(Path(config.calibration)), config.calibration)
+        return read_calibration(Path(config.calibration), identifier.model)
     source = identifier.model.source
     run = source.parent.parent if source.parent.name == "checkpoints" else source
     found = sorted(run.glob(f"*/{CALIBRATION}"), key=lambda path: path.stat().st_mtime)
     if not found:
         return None
     log.info("calibration of %s", found[-1])
-    return Calibration.from_dict(read_json(found[-1]), found[-1])
+    return read_calibration(found[-1], identifier.model)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from speechssl.errors import UserError
 from speechssl.planning import choose, machine
@@ -106,7 +106,9 @@ def _check(config: DictConfig) -> None:
     rows = check(
         device=choose_device(config.device), precision=config.precision, rounds=config.rounds, steps=config.steps or 3
     )
-    table = Table("config", "seen", "measured, s", "predicted", "error", "measured, GiB", "predicted", "error")
+    table = Table(Column("config", overflow="fold"), box=None, pad_edge=False)
+    for name in ("seen", "step, s", "predicted", "error", "GiB", "predicted", "error"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
             row["config"],

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from speechssl.config import plain
 from speechssl.data.text import Vocabulary, normalize
 from speechssl.errors import UserError
+from speechssl.evaluation.classification import check_apart
 from speechssl.evaluation.features import Source, extract, sources
 from speechssl.evaluation.probe import Split, probe, verify
 from speechssl.heads.pooling import POOLINGS
@@ -49,15 +50,19 @@ def run(config: DictConfig) -> None:
         raise UserError(f"pooling={config.pooling} must be mean or statistics")
     if config.target == "characters" and config.data.verify:
         raise UserError("data.verify is for speakers, and has no effect on target=characters; drop one of them")
+    if not config.lrs or min(config.lrs) <= 0:
+        raise UserError(f"lrs={list(config.lrs)} must be learning rates above 0, one or more")
     manifests = {name: Manifest(config.data[name]) for name in (*SPLITS, "verify") if config.data[name]}
     for manifest in manifests.values():
         manifest.check_files()
+    if config.data.verify:
+        check_apart({"data.train": manifests["train"], "data.verify": manifests["verify"]}, config.label)
     targets = _characters(manifests["train"], config) if config.target == "characters" else _labels(manifests, config)
     model = load_model(config.checkpoint, device=config.trainer.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for source in sources(model, floors=config.floors, seed=config.seed):
+    for source in sources(model, floors=config.floors, seed=config.seed, pooled=targets.vocabulary is None):
         log.info("%s: features", source.name)
         splits, speakers = {}, None
         for name, manifest in manifests.items():
@@ -195,13 +200,14 @@ def _chart(path: Path, rows: list[dict[str, Any]], metric: str) -> None:
 def _print(rows: list[dict[str, Any]], metric: str) -> None:
     has_eer = any("eer" in row for row in rows)
     head = f"{'source':<15} {'layer':<9} {metric:>9} {'95 % interval':>19} {'lr':>8}"
-    print(head + (f" {'EER':>8} {'95 % interval':>19} {'minDCF':>7}" if has_eer else ""))
+    print(head + (f" {'EER':>8} {'95 % interval':>19} {'minDCF':>8} {'95 % interval':>15}" if has_eer else ""))
     for row in rows:
         low, high = row["interval"]
         line = f"{row['source']:<15} {row['layer']:<9} {row['test']:>8.1%} {low:>9.1%} {high:>8.1%}  {row['lr']:>8g}"
         if row.get("eer") is not None:
             low, high = row["eer_interval"]
-            line += f" {row['eer']:>7.1%} {low:>9.1%} {high:>8.1%}  {row['min_dcf']:>7.3f}"
+            line += f" {row['eer']:>7.1%} {low:>9.1%} {high:>8.1%}  {row['min_dcf']:>8.3f}"
+            line += " {:>7.3f} {:>7.3f}".format(*row["min_dcf_interval"])
         print(line)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+from torch.nn.utils.rnn import pad_sequence
 
 from speechssl import audio
+from speechssl.enrolment import fingerprint
 from speechssl.errors import UserError
 from speechssl.evaluation import speaker, verification
 from speechssl.evaluation.testset import Pass, names, run_over
@@ -34,6 +37,8 @@ def evaluate(
     def check(utterance: Utterance) -> str | None:
         return head.check(utterance, 0) if known else has_label(utterance, head.label_key)
 
+    trials = _trials(config, manifest, head.label_key)
+    cohort = _cohort(config, manifest, head.label_key)
     done, embeddings = embed(identifier, manifest, check=check, **data)
     found = identifier.classify_all(embeddings)
     labels = np.array([str(utterance.fields[head.label_key]) for utterance in done.utterances])
@@ -41,7 +46,7 @@ def evaluate(
         log.info("the checkpoint knows none of these by name, so there is no accuracy, only whether two are the same")
     metrics = {
         "accuracy": speaker.accuracy(labels, [one.label for one in found]) if known else None,
-        **_verify(config, identifier, done, embeddings, labels, out, **data),
+        **_verify(config, identifier, done, embeddings, labels, trials, cohort, out, **data),
         **done.metrics(),
     }
     rows = [
@@ -67,13 +72,16 @@ def embed(identifier: Identifier, manifest: Manifest, *, check: Any, **data: Any
     """
 
     def process(batch: Batch) -> list[np.ndarray]:
+        clips = []
         for waveform, length, utterance in zip(batch.waveforms, batch.lengths.tolist(), batch.utterances, strict=True):
             reason = audio.voiceless(waveform[:length], identifier.model.sample_rate)
             if reason:
                 raise UserError(f"{utterance.audio_path}: {reason}; take it out of {manifest.path}")
-        return list(identifier.embed(batch.waveforms, batch.lengths).cpu().numpy())
+            clips.append(identifier.model.scale(waveform[:length]))
+        return list(identifier.embed(pad_sequence(clips, batch_first=True), batch.lengths).cpu().numpy())
 
-    done = run_over(manifest, identifier.model, process, check=check, **data)
+    # Silence shows only before a clip is scaled to unit variance.
+    done = run_over(manifest, replace(identifier.model, normalize=False), process, check=check, **data)
     return done, np.stack(done.results)
 
 
@@ -83,19 +91,22 @@ def _verify(
     done: Pass,
     embeddings: np.ndarray,
     labels: np.ndarray,
+    trials: list[tuple[str, str, bool]] | None,
+    cohort: Manifest | None,
     out: Path,
     **data: Any,
 ) -> dict[str, Any]:
     """The figures of verification."""
-    if config.trials:
-        ids, paths = [u.id for u in done.utterances], [u.audio_path for u in done.utterances]
-        first, second, is_target = verification.read_trials(Path(config.trials), verification.trial_names(ids, paths))
-        _check_labels(config.trials, is_target, labels[first], labels[second])
-    else:
+    if trials is None:
         first, second, is_target = verification.draw_trials(labels)
-    if config.cohort:
-        cohort = Manifest(config.cohort)
-        cohort.check_files()
+    else:
+        places = {utterance.id: place for place, utterance in enumerate(done.utterances)}
+        kept = [x for x in trials if x[0] in places and x[1] in places]
+        if len(kept) < len(trials):
+            log.warning("%d of %d trials left out, with their clips", len(trials) - len(kept), len(trials))
+        first, second = (np.array([places[x[side]] for x in kept], dtype=np.int64) for side in (0, 1))
+        is_target = np.array([x[2] for x in kept], dtype=bool)
+    if cohort:
         _, others = embed(identifier, cohort, check=lambda _: None, **data)
         scores = verification.as_norm(embeddings, first, second, others, top=config.cohort_top)
     else:
@@ -104,17 +115,57 @@ def _verify(
     figures = verification.figures(scores, is_target, sides, p_target=config.p_target)
     if figures["eer"] is not None:
         verification.det_chart(out / "det.svg", scores, is_target)
-        if not config.cohort:  # `identify` compares plain cosines
+        if not cohort:  # `identify` compares plain cosines
             fitted = verification.calibrate(scores, is_target, p_target=config.p_target)
+            fitted = replace(fitted, fingerprint=fingerprint(identifier.model))
             write_json(out / CALIBRATION, fitted.to_dict())
-    return {**figures, "score": "AS-norm" if config.cohort else "cosine"}
+    return {**figures, "score": "AS-norm" if cohort else "cosine"}
 
 
-def _check_labels(trials: str, is_target: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
-    wrong = np.flatnonzero((first == second) != is_target)
-    if len(wrong):
-        one, other = str(first[wrong[0]]), str(second[wrong[0]])
+def _trials(config: DictConfig, manifest: Manifest, column: str) -> list[tuple[str, str, bool]] | None:
+    """The pairs of trials= by the ids of their clips, and whether they are alike; None where there is no list.
+
+    Raises:
+        UserError: as `verification.read_trials`, or the list and the manifest disagree.
+    """
+    if not config.trials:
+        return None
+    clips = list(manifest)
+    names = verification.trial_names([u.id for u in clips], [u.audio_path for u in clips])
+    pairs = zip(*verification.read_trials(Path(config.trials), names), strict=True)
+    found = [(clips[i], clips[j], bool(alike)) for i, j, alike in pairs]
+    labelled = [(_label(one, column), _label(other, column), alike) for one, other, alike in found]
+    wrong = [(a, b, alike) for a, b, alike in labelled if None not in (a, b) and (a == b) != alike]
+    if wrong:
+        one, other, alike = wrong[0]
         raise UserError(
-            f"{trials} calls a pair {'the same' if is_target[wrong[0]] else 'different'} that data.test gives to "
-            f"{one!r} and {other!r} ({len(wrong)} such pairs); correct one of them"
+            f"{config.trials} calls a pair {'the same' if alike else 'different'} that data.test gives to {one!r} and "
+            f"{other!r} ({len(wrong)} such pairs); correct one of them"
         )
+    return [(one.id, other.id, alike) for one, other, alike in found]
+
+
+def _cohort(config: DictConfig, manifest: Manifest, column: str) -> Manifest | None:
+    """The manifest of cohort=, of others than those who are tested; None where there is none."""
+    if not config.cohort:
+        return None
+    cohort = Manifest(config.cohort)
+    cohort.check_files()
+    check_apart({"data.test": manifest, "cohort": cohort}, column)
+    return cohort
+
+
+def check_apart(manifests: dict[str, Manifest], column: str) -> None:
+    """UserError if two manifests, given by the name of their option, have a label in common."""
+    (one, first), (other, second) = manifests.items()
+    common = sorted({_label(u, column) for u in first} & {_label(u, column) for u in second} - {None})
+    if common:
+        raise UserError(
+            f"{one} and {other} must have no {column} in common, and {common[0]!r} is in both ({len(common)} in all); "
+            f"take them out of {second.path}"
+        )
+
+
+def _label(clip: Utterance, column: str) -> str | None:
+    label = clip.fields.get(column)
+    return None if label is None else str(label)

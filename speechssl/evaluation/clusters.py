@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from speechssl.errors import UserError
 from speechssl.reporting.svg import chart
+
+log = logging.getLogger("speechssl")
 
 # Numbers of groups that `auto` tries.
 MOST = 30
@@ -26,14 +29,15 @@ def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 
-    most = len(embeddings) - 1
     if how_many == "auto":
-        tried = range(2, min(MOST, most) + 1)
+        if len(embeddings) < 3:
+            raise UserError(f"clusters=auto needs three clips or more, and there are {len(embeddings)}")
+        tried = range(2, min(MOST, len(embeddings) - 1) + 1)
     elif how_many.isdigit() and int(how_many) >= 2:
         tried = range(int(how_many), int(how_many) + 1)
     else:
         raise UserError(f"clusters={how_many} must be auto or a whole number, 2 or more")
-    if not tried or tried[-1] > len(embeddings):
+    if tried[-1] > len(embeddings):
         raise UserError(f"clusters={how_many} needs more clips than the {len(embeddings)} there are")
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     best, best_score = np.zeros(len(unit), dtype=np.int64), -np.inf
@@ -42,6 +46,8 @@ def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
         score = silhouette_score(unit, groups, metric="cosine") if len(tried) > 1 else 0.0
         if score > best_score:
             best, best_score = groups, score
+    if how_many == "auto" and best.max() + 1 == MOST:
+        log.warning("clusters=auto tries %d groups at most, and those were the best: give a larger number", MOST)
     return best
 
 

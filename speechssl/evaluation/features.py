@@ -42,8 +42,11 @@ class Source:
     compute: Compute
 
 
-def sources(model: SpeechModel, *, floors: bool, seed: int) -> list[Source]:
-    """The encoder of a model, and with `floors` log-mel and an encoder of the same shape with random weights."""
+def sources(model: SpeechModel, *, floors: bool, seed: int, pooled: bool) -> list[Source]:
+    """The encoder of a model, and with `floors` log-mel and an encoder of the same shape with random weights.
+
+    Spectra come every 10 ms. Where frames are not `pooled`, those of one frame of the encoder go side by side.
+    """
     config = model.encoder.config
     names = [str(i) for i in range(config.num_layers + 1)]
     found = [Source("encoder", names, _of_encoder(model.encoder))]
@@ -56,7 +59,10 @@ def sources(model: SpeechModel, *, floors: bool, seed: int) -> list[Source]:
 
         def log_mel(waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], list[int]]:
             frame_lengths = [config.num_frames(n) for n in lengths.tolist()]
-            return [mel(waveforms, lengths, frame_lengths).flatten(1)], frame_lengths
+            spectra = mel(waveforms, lengths, frame_lengths)  # [P, per_frame, bins]
+            if pooled:
+                return [spectra.flatten(0, 1)], [mel.per_frame * n for n in frame_lengths]
+            return [spectra.flatten(1)], frame_lengths
 
         found += [Source("random encoder", names, _of_encoder(fresh)), Source("log-mel", ["log-mel"], log_mel)]
     return found

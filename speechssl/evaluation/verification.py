@@ -35,6 +35,7 @@ class Calibration:
         scale, offset: as said.
         p_target: share of pairs by one speaker in the intended use.
         num_trials, num_target_trials: what it was fitted on.
+        fingerprint: of the model that the scores are by.
     """
 
     scale: float
@@ -42,6 +43,7 @@ class Calibration:
     p_target: float
     num_trials: int
     num_target_trials: int
+    fingerprint: str = ""
 
     @property
     def threshold(self) -> float:
@@ -212,10 +214,12 @@ def intervals(scores: np.ndarray, is_target: np.ndarray, sides: np.ndarray, *, p
     """
     rng = np.random.default_rng(0)
     if len(scores) > MAX_RESAMPLED:
-        # All targets stay; of the others, so many that the work is bounded.
-        others = np.flatnonzero(~is_target)
-        kept = rng.choice(others, max(MAX_RESAMPLED - int(is_target.sum()), 1000), replace=False)
-        keep = np.concatenate([np.flatnonzero(is_target), kept])
+        # The work is bounded: of the rarer kind half of it at most, of the other what is left.
+        kinds = np.flatnonzero(is_target), np.flatnonzero(~is_target)
+        rarer = min(*map(len, kinds), MAX_RESAMPLED // 2)
+        keep = np.concatenate(
+            [rng.choice(kind, min(len(kind), MAX_RESAMPLED - rarer), replace=False) for kind in kinds]
+        )
         scores, is_target, sides = scores[keep], is_target[keep], sides[:, keep]
     order = np.argsort(-scores)  # sorted once, each resampling sorts in one pass
     scores, is_target, sides = scores[order], is_target[order], sides[:, order]

@@ -102,6 +102,12 @@ class ClassifyObjective(nn.Module):
                 f"the training manifest has {len(found)} different values of {label!r}, a classifier needs two; "
                 "check the column's name (label=) and the manifest"
             )
+        heard = {str(u.fields.get(label)) for u in utterances if u.duration_s >= VOICE_S}
+        if found - heard:
+            raise UserError(
+                f"the {label} {min(found - heard)!r} has no clip of {VOICE_S} s or more, which a voice takes: give "
+                "longer ones, or take it out of the training manifest"
+            )
         return {"labels": sorted(found)}
 
     def target(self, utterance: Utterance) -> Tensor:
@@ -152,7 +158,11 @@ class ClassifyObjective(nn.Module):
         return self.linear(embeddings)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
-        """Cross-entropy in nats, summed over clips."""
+        """Cross-entropy in nats, summed over clips.
+
+        A frozen encoder is only asked (SUPERB, section 3): nothing is dropped in it, as nothing is at the test.
+        """
+        encoder.train(self.training and not self.encoder_frozen)
         output = encode(
             encoder,
             batch,

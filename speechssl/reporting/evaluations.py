@@ -1,4 +1,4 @@
-"""What `evaluate` left in or under a run's folder, for the report: rates with intervals, confusions, alignments."""
+"""What `evaluate`, `probe` and `embed` left in or under a run's folder, for the report: rates, alignments, drawings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from speechssl.data.text import normalize
 # Clips that are shown with their audio, and the audio of each at most, seconds.
 SHOWN, AUDIO_S = 8, 15.0
 RESAMPLED = 1000
+# By what `evaluate`, `probe` and `embed` are known.
+WRITTEN = ("metrics.json", "probe.json", "embeddings.jsonl")
 
 
 @dataclass
@@ -38,12 +40,12 @@ class Evaluation:
 
     Attributes:
         name: its folder, below the run's.
-        metrics: metrics.json.
+        metrics: metrics.json, if there is one.
         intervals: for each rate, its value, and the bounds that hold 95 % of resampled test sets.
         confusions: commonest (reference, hypothesis, count), words first, then characters.
         clips: some recordings, the worst first.
         labels, counts: of a classifier, the confusion matrix [truth, answer].
-        drawings: SVG files that the evaluation drew, as data: addresses by name.
+        drawings: SVG files beside it (DET plot, layers, map), as data: addresses by name.
     """
 
     name: str
@@ -57,13 +59,15 @@ class Evaluation:
 
 
 def find(run_dir: Path) -> list[Evaluation]:
-    """Every evaluation in a run's folder, at most two folders deep."""
-    folders = sorted({path.parent for pattern in ("", "*/", "*/*/") for path in run_dir.glob(f"{pattern}metrics.json")})
+    """Every evaluation, probe and embedding in a run's folder, at most two folders deep."""
+    names = [f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in WRITTEN]
+    folders = sorted({path.parent for name in names for path in run_dir.glob(name)})
     return [_read(folder, run_dir) for folder in folders]
 
 
 def _read(folder: Path, run_dir: Path) -> Evaluation:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     found = Evaluation(str(folder.relative_to(run_dir)), metrics)
     hypotheses, scores = (_lines(folder / name) for name in ("hypotheses.jsonl", "scores.jsonl"))
     if hypotheses:

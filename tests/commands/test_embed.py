@@ -113,3 +113,16 @@ def test_mistakes_are_one_sentence(embed, speaker_run, write_corpus, overrides, 
 def test_a_checkpoint_without_a_classifier_has_no_head_to_embed_with(embed, ctc_run, write_corpus):
     code, _, err = embed(ctc_run, write_corpus("clips"), "pooling=head")
     assert code == 2 and "pooling=head" in err
+
+
+def test_recordings_of_one_name_in_two_folders_stay_apart(embed, speaker_run, write_corpus, tmp_path):
+    from safetensors.numpy import load_file
+
+    write_corpus("clips", seconds=(0.5, 0.6))
+    for i, who in enumerate(("ann", "bob")):
+        (tmp_path / "clips" / who).mkdir()
+        (tmp_path / "clips" / f"{i}.wav").rename(tmp_path / "clips" / who / "x.wav")
+    code, rows, _ = embed(speaker_run, tmp_path / "clips", "pooling=mean", "format=safetensors")
+    assert code == 0 and [row["id"] for row in rows] == ["ann/x.wav", "bob/x.wav"]
+    found = load_file(tmp_path / "out" / "embeddings.safetensors")
+    assert len(found) == 2 and not np.allclose(*found.values(), atol=1e-3)

@@ -227,6 +227,13 @@ def test_trials_of_a_list(evaluate, corpus, voice_model, tmp_path):
     assert evaluate(voice_model, f"trials={trials}")[0] == 0
     metrics, _ = results(tmp_path, "scores.jsonl")
     assert (metrics["num_trials"], metrics["num_target_trials"], metrics["eer"]) == (2, 1, 0.0)
+    # A clip that is left out takes its trials with it.
+    manifest = tmp_path / "data" / "test.jsonl"
+    first, *others = (json.loads(line) for line in manifest.read_text().splitlines())
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in ({**first, "duration": 0.05}, *others)))
+    trials.write_text("1 one two\n0 two 2.wav\n")
+    code, _, err = evaluate(voice_model, f"trials={trials}", "data.skip_invalid=true")
+    assert code == 0 and results(tmp_path, "scores.jsonl")[0]["num_trials"] == 1 and "1 of 2 trials left out" in err
     for text, words in (
         ("1 one gone.wav\n", "trials.txt:1: the clip gone.wav is not in data.test"),
         ("1 one\n", "trials.txt:1"),
@@ -243,11 +250,15 @@ def test_a_cohort_normalises_the_scores(evaluate, corpus, voice_model, tmp_path)
         *((text, {"speaker": who}) for text, who in (("aaa", "ann"), ("aab", "ann"), ("bbb", "bob"), ("cbb", "bob")))
     )
     cohort = tmp_path / "data" / "cohort.jsonl"
-    cohort.write_text((tmp_path / "data" / "test.jsonl").read_text())
+    tested = (tmp_path / "data" / "test.jsonl").read_text()
+    cohort.write_text(tested.replace("ann", "eve").replace("bob", "fay"))
     assert evaluate(voice_model, f"cohort={cohort}", "cohort_top=2")[0] == 0
     metrics, _ = results(tmp_path, "scores.jsonl")
     assert metrics["score"] == "AS-norm" and metrics["num_trials"] == 6
     assert not (tmp_path / "out" / "calibration.json").exists()
+    cohort.write_text(tested.replace("ann", "eve"))
+    code, _, err = evaluate(voice_model, f"cohort={cohort}")
+    assert code == 2 and "data.test and cohort must have no speaker in common, and 'bob'" in err
 
 
 def test_the_page_of_a_recogniser(evaluate, corpus, spelling_model, tmp_path):

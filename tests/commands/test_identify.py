@@ -112,6 +112,8 @@ def test_enrolled_voices_are_named_and_a_stranger_is_unknown(
         assert code == 0
         found[text] = out.split()[0]
     assert found == {"aaaaaa": "eve", "bbbbbb": "fay", "cccccc": "unknown"}
+    code, _, err = identify(f"audio={path}", f"voices={tmp_path / 'voices'}", f"other={path}")
+    assert code == 2 and "drop it, or other=" in err
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def probe(speechssl, speaker_run, tmp_path):
 
 def test_every_layer_and_both_floors(probe, write_corpus, tmp_path):
     manifest = write_corpus("clips", seconds=(0.5, 0.6, 0.4, 0.8, 0.5, 0.7))
-    done, found = probe(manifest, f"data.verify={manifest}")
+    others = tmp_path / "others.jsonl"
+    others.write_text(manifest.read_text().replace("ann", "eve").replace("bob", "fay"))
+    done, found = probe(manifest, f"data.verify={others}")
     assert done.code == 0
     layers = ["0", "1", "2", "weighted"]
     expected = [(name, layer) for name in ("encoder", "random encoder") for layer in layers] + [("log-mel", "log-mel")]
@@ -34,6 +36,8 @@ def test_every_layer_and_both_floors(probe, write_corpus, tmp_path):
         assert 0 <= row["interval"][0] <= row["test"] <= row["interval"][1] <= 1 and row["lr"] in (1e-2, 1e-1)
         assert ("eer" in row) == (row["layer"] != "weighted")
     assert done.out.count("\n") == 1 + 9 and "EER" in done.out
+    done, _ = probe(manifest, f"data.verify={manifest}")
+    assert done.code == 2 and "no speaker in common, and 'ann' is in both (2 in all)" in done.sentence
     assert "random encoder" in (tmp_path / "out" / "probe.svg").read_text()
 
 
@@ -51,6 +55,8 @@ def test_characters(probe, write_corpus):
         (("pooling=attentive",), "pooling=attentive must be mean or statistics"),
         (("target=characters", "data.verify=x.jsonl"), "data.verify"),
         (("data.test=gone.jsonl",), "gone.jsonl"),
+        (("lrs=[]",), "lrs=[] must be"),
+        (("lrs=[-1e-3]",), "above 0"),
     ],
 )
 def test_mistakes_are_one_sentence(probe, write_corpus, overrides, words):

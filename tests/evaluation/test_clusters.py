@@ -34,6 +34,13 @@ def test_what_cannot_be(voices, how_many):
         cluster(voices[0], how_many)
 
 
+def test_too_few_clips_and_too_many_voices_are_said(voices, caplog):
+    with pytest.raises(UserError, match="three clips"):
+        cluster(voices[0][:2], "auto")
+    cluster(np.repeat(np.eye(35), 3, axis=0), "auto")
+    assert "tries 30 groups at most" in caplog.text
+
+
 def test_a_map_has_every_clip(voices, tmp_path):
     for few in (40, 3):
         map_chart(tmp_path / "map.svg", voices[0][:few], [str(i) for i in voices[1][:few]])

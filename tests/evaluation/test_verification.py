@@ -118,3 +118,17 @@ def test_the_det_chart_is_an_svg(tmp_path):
     text = (tmp_path / "det.svg").read_text()
     assert text.startswith("<svg") and "polyline" in text and "20 %" in text
     verification.det_chart(tmp_path / "det.svg", is_target.astype(float), is_target)  # no error at all: an empty chart
+
+
+@pytest.mark.parametrize("counts", [(700, 1), (500, 500)])
+def test_intervals_of_more_trials_than_are_resampled(counts, monkeypatch):
+    """Hardly any trial by two speakers, and as many of either kind."""
+    monkeypatch.setattr(verification, "MAX_RESAMPLED", 20_000)
+    labels = np.repeat(["ann", "bob"], counts)
+    first, second, is_target = draw_trials(labels)
+    scores = np.random.default_rng(0).normal(size=len(first)) + 2 * is_target
+    found = figures(scores, is_target, np.stack([labels[first], labels[second]]), p_target=0.5)
+    # Equal errors of two Gaussians two deviations apart: 15.9 %.
+    assert found["eer"] == pytest.approx(0.159, abs=0.02)
+    low, high = found["eer_interval"]
+    assert low <= 0.165 and high >= 0.153 and high - low < 0.05

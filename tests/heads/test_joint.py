@@ -84,6 +84,9 @@ def test_one_checkpoint_for_evaluate_transcribe_and_identify(speechssl_joint, wr
     assert code == 0 and {"wer", "accuracy", "speaker_attributed_wer"} <= json.loads(out).keys()
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["speaker_attributed_wer"] >= metrics["wer"] and set(metrics["wer_by_speaker"]) == {"ann", "bob"}
+    others = write_corpus("others", speaker="eve")  # whom no output stands for
+    assert main("evaluate", f"checkpoint={run}", f"data.test={others}", f"out={tmp_path / 'others'}")[0] == 0
+    assert json.loads((tmp_path / "others" / "metrics.json").read_text())["speaker_attributed_wer"] is None
     for name in ("hypotheses.jsonl", "scores.jsonl"):
         assert len((tmp_path / "out" / name).read_text().splitlines()) == 4
     audio = f"audio={tmp_path / 'test' / '0.wav'}"

@@ -162,3 +162,27 @@ def test_the_margin_rises_and_is_for_training_only(build, batch):
 def test_what_does_not_exist_is_one_sentence(build, options, words):
     with pytest.raises(UserError, match=words):
         build(**options)
+
+
+def test_a_frozen_encoder_drops_nothing(small_config, build, batch):
+    """As at the test; the same encoder that trains does."""
+    torch.manual_seed(0)
+    encoder = Encoder(small_config(dropout=0.5))
+    _, objective = build(freeze_encoder=0.5)
+    objective.train()
+
+    def losses(step):
+        objective.begin_step(step, 100)
+        encoder.train()
+        return [objective(encoder, batch).terms["cross_entropy"].sum.item() for _ in range(2)]
+
+    frozen, trained = losses(1), losses(100)
+    assert frozen[0] == frozen[1] and trained[0] != trained[1]
+
+
+def test_a_class_of_too_short_clips_is_one_sentence(tmp_path):
+    clips = [utterance(tmp_path, speaker=name) for name in ("ann", "bob")]
+    clips.append(Utterance("b", tmp_path / "b.wav", 0.05, fields={"speaker": "cid"}))
+    with pytest.raises(UserError, match="speaker 'cid' has no clip of"):
+        ClassifyObjective.data_options(clips, label="speaker")
+    assert ClassifyObjective.data_options(clips[:2], label="speaker") == {"labels": ["ann", "bob"]}

@@ -104,6 +104,19 @@ def test_a_classifier_has_a_confusion_matrix(make_run):
     assert charts.matrix(test.labels, test.counts).startswith("<svg")
 
 
+def test_drawings_of_probes_and_maps_are_shown_too(make_run):
+    run = make_run()
+    vectors = ("vectors/mean", "embeddings.jsonl", "map.svg")
+    for folder, name, drawing in (("probe", "probe.json", "probe.svg"), vectors):
+        (run / folder).mkdir(parents=True)
+        (run / folder / name).write_text("{}")
+        (run / folder / drawing).write_text("<svg/>")
+    found = {test.name: list(test.drawings) for test in evaluations.find(run)}
+    assert found == {"probe": ["probe"], "test": [], "vectors/mean": ["map"]}
+    render(f"run_dir={run}")
+    assert (run / "report.html").read_text(encoding="utf-8").count("data:image/svg+xml;base64,") == 2
+
+
 def test_the_page_has_the_story_and_nothing_from_outside(make_run, capsys):
     run = make_run()
     render(f"run_dir={run}")
