@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,10 @@ from torch import Tensor
 from speechssl.errors import UserError
 from speechssl.heads.speaker import ClassifyObjective
 from speechssl.inference import Clip, SpeechModel, load_model
+from speechssl.windows import Window, Windowing
+
+# Seconds of a recording that go through the model at once: enough for a voice, and memory does not grow with length.
+WINDOW_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Identifier:
                 f"one with `speechssl finetune task=speaker init={model.source}`"
             )
         self.model = replace(found, needs_voice=True)
+        self.windowing = Windowing(
+            model.encoder.config, sample_rate=model.sample_rate, window_s=WINDOW_S, context_s=0.0
+        )
 
     def identify(self, audio: Clip, sample_rate: int | None = None) -> Identification:
         """The label of one clip: an audio file, or samples float [N] with their rate.
@@ -55,7 +64,26 @@ class Identifier:
 
     def compare(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> float:
         """Cosine of the embeddings of two audio files: up to 1, the higher the likelier the same voice."""
-        return F.cosine_similarity(self.embed_clip(one), self.embed_clip(other), dim=0).item()
+        [(_, a)], [(_, b)] = (self.embed_files([Path(path)], batch_seconds=WINDOW_S) for path in (one, other))
+        return F.cosine_similarity(a, b, dim=0).item()
+
+    def embed_files(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[Path, Tensor]]:
+        """Each audio file and its embedding float32 [E]; of one longer than WINDOW_S, the mean over its windows.
+
+        Raises:
+            UserError: at the end, if files could not be used; as `SpeechModel.window_batches`.
+        """
+        sums: dict[Path, tuple[Tensor | float, int]] = {}
+        for parts, waveforms, lengths in self.model.window_batches(paths, batch_seconds=batch_seconds, cut=self._cut):
+            for (path, window), x in zip(parts, self.embed(waveforms, lengths), strict=True):
+                total, count = sums.pop(path, (0.0, 0))
+                if window.ends_recording:
+                    yield path, (total + x) / (count + 1)
+                else:
+                    sums[path] = (total + x, count + 1)
+
+    def _cut(self, path: Path) -> list[Window]:
+        return self.windowing.cut(self.model.num_samples(path))
 
     def embed_clip(self, audio: Clip, sample_rate: int | None = None) -> Tensor:
         """The embedding float32 [E] of one clip."""

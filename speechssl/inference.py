@@ -109,11 +109,6 @@ class SpeechModel:
         """Float [N] at zero mean and unit variance, if the model takes clips so."""
         return audio.normalize_waveform(waveform) if self.normalize else waveform
 
-    def batches(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
-        """Whole files in their order, as (paths, waveforms [B, N], lengths [B]); else as `window_batches`."""
-        for parts, waveforms, lengths in self.window_batches(paths, batch_seconds=batch_seconds):
-            yield [path for path, _ in parts], waveforms, lengths
-
     def window_batches(
         self, paths: Sequence[Path], *, batch_seconds: float, cut: Callable[[Path], list[Window]] | None = None
     ) -> Iterator[tuple[list[tuple[Path, Window]], Tensor, Tensor]]:

@@ -49,6 +49,18 @@ def test_a_clip_is_embedded_alike_alone_and_in_a_batch(voice_model, audio_tools)
     torch.testing.assert_close(together, alone)
 
 
+def test_a_long_recording_is_the_mean_of_its_minutes(voice_model, audio_tools, monkeypatch, tmp_path):
+    monkeypatch.setattr("speechssl.identifier.WINDOW_S", 0.5)
+    identifier = Identifier(voice_model)
+    waveform = audio_tools.spell("aaaabbbbccc" * 3)
+    path = audio_tools.save(tmp_path / "long.wav", waveform)
+    windows = identifier.windowing.cut(len(waveform))
+    assert len(windows) > 2
+    parts = [identifier.embed_clip(waveform[window.start : window.end], 16_000) for window in windows]
+    [(_, found)] = identifier.embed_files([path], batch_seconds=1.2)  # two windows at a time
+    torch.testing.assert_close(found, torch.stack(parts).mean(0), atol=1e-4, rtol=1e-4)
+
+
 def test_a_checkpoint_without_classifier_is_refused(spelling_model):
     with pytest.raises(UserError, match=r"no classifier.*finetune task=speaker"):
         Identifier(spelling_model)

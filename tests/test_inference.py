@@ -9,6 +9,7 @@ import torch
 from speechssl import audio
 from speechssl.errors import UserError
 from speechssl.inference import recordings
+from speechssl.windows import WHOLE
 
 
 def test_files_of_a_folder_are_sorted_by_path_at_any_depth(tmp_path):
@@ -65,11 +66,13 @@ def test_clips_are_normalised_where_the_model_wants_that(spelling_model):
 def test_batches_keep_the_order_and_the_bound(spelling_model, audio_tools, tmp_path):
     texts = ["a", "bcbcbcbc", "a", "b", "c"]
     paths = [audio_tools.save(tmp_path / f"{i}.wav", audio_tools.spell(t)) for i, t in enumerate(texts)]
-    batches = list(spelling_model.batches(paths, batch_seconds=0.25))
+    batches = list(spelling_model.window_batches(paths, batch_seconds=0.25))
     # 0.085 s a character and blank; the long clip, 0.645 s, is above the bound and comes alone.
-    assert [names for names, _, _ in batches] == [paths[:1], paths[1:2], paths[2:4], paths[4:]]
-    for names, waveforms, lengths in batches:
-        for name, waveform, length in zip(names, waveforms, lengths, strict=True):
+    assert [parts for parts, _, _ in batches] == [
+        [(path, WHOLE) for path in some] for some in (paths[:1], paths[1:2], paths[2:4], paths[4:])
+    ]
+    for parts, waveforms, lengths in batches:
+        for (name, _), waveform, length in zip(parts, waveforms, lengths, strict=True):
             assert torch.equal(waveform[:length], audio.load(name))
             assert not waveform[length:].any()
 
@@ -78,8 +81,8 @@ def test_unusable_files_are_told_at_the_end(spelling_model, audio_tools, tmp_pat
     good = audio_tools.save(tmp_path / "good.wav", audio_tools.spell("a"))
     (empty := tmp_path / "empty.wav").touch()
     short = audio_tools.save(tmp_path / "short.wav", torch.zeros(100))
-    batches = spelling_model.batches([empty, good, short], batch_seconds=10.0)
-    assert next(batches)[0] == [good]
+    batches = spelling_model.window_batches([empty, good, short], batch_seconds=10.0)
+    assert next(batches)[0] == [(good, WHOLE)]
     with pytest.raises(UserError, match=r"2 of 3 files cannot be used, the first: .*empty\.wav") as error:
         next(batches)
     assert "\n" not in str(error.value)
@@ -88,4 +91,4 @@ def test_unusable_files_are_told_at_the_end(spelling_model, audio_tools, tmp_pat
 
 def test_the_only_file_is_told_in_its_own_words(spelling_model, tmp_path):
     with pytest.raises(UserError, match=r"^.*gone\.wav: no such audio file"):
-        list(spelling_model.batches([tmp_path / "gone.wav"], batch_seconds=10.0))
+        list(spelling_model.window_batches([tmp_path / "gone.wav"], batch_seconds=10.0))

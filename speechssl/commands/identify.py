@@ -7,7 +7,7 @@ Examples:
   speechssl identify checkpoint=runs/speaker audio=hello.wav other=goodbye.wav
 
 Prints `speaker<TAB>score`, the score being the probability among the speakers that the checkpoint knows; for a
-folder with the path before it, sorted by path. A checkpoint of task=classify gives its labels in the place of
+folder with the path before it, sorted by path. A long recording counts as the mean of its minutes. A checkpoint of task=classify gives its labels in the place of
 speakers. With voices=, which `speechssl enrol` wrote, prints `name<TAB>cosine<TAB>probability`, the name being
 `unknown` where the recording is more likely by none of them. With other= prints `same` or `different`, the cosine of
 the two recordings' embeddings and the probability that they are one voice; that takes the calibration.json of
@@ -45,15 +45,14 @@ def run(config: DictConfig) -> None:
     if config.other is not None:
         compare(config, identifier)
         return
-    for batch, waveforms, lengths in identifier.model.batches(paths, batch_seconds=config.data.batch_seconds):
-        embeddings = identifier.embed(waveforms, lengths)
+    for path, embedding in identifier.embed_files(paths, batch_seconds=config.data.batch_seconds):
         if voices:
-            matches = [voices.match(x) for x in embeddings.cpu().numpy()]
-            lines = [(x.name, f"{x.score:.4f}", f"{x.probability:.4f}") for x in matches]
+            match = voices.match(embedding.cpu().numpy())
+            line = (match.name, f"{match.score:.4f}", f"{match.probability:.4f}")
         else:
-            lines = [(x.label, f"{x.score:.4f}") for x in identifier.classify(embeddings)]
-        for path, line in zip(batch, lines, strict=True):
-            print(*([path] if is_folder else []), *line, sep="\t")
+            [found] = identifier.classify(embedding[None])
+            line = (found.label, f"{found.score:.4f}")
+        print(*([path] if is_folder else []), *line, sep="\t")
 
 
 def compare(config: DictConfig, identifier: Identifier) -> None:
