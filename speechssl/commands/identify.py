@@ -7,12 +7,12 @@ Examples:
   speechssl identify checkpoint=runs/speaker audio=hello.wav other=goodbye.wav
 
 Prints `speaker<TAB>score`, the score being the probability among the speakers that the checkpoint knows; for a
-folder with the path before it, sorted by path. A long recording counts as the mean of its minutes. A checkpoint of task=classify gives its labels in the place of
-speakers. With voices=, which `speechssl enrol` wrote, prints `name<TAB>cosine<TAB>probability`, the name being
-`unknown` where the recording is more likely by none of them. With other= prints `same` or `different`, the cosine of
-the two recordings' embeddings and the probability that they are one voice; that takes the calibration.json of
-`speechssl evaluate` (the newest one below the run's folder, unless calibration= names one): without it there is the
-cosine alone.
+folder with the path before it, sorted by path. A long recording counts as the mean of its minutes. A checkpoint of
+task=classify gives its labels in the place of speakers. With voices=, which `speechssl enrol` wrote, prints
+`name<TAB>cosine<TAB>probability`, the name being `unknown` where the recording is more likely by none of them. With
+other= prints `same` or `different`, the cosine of the two recordings' embeddings and the probability that they are one
+voice; that takes the calibration.json of `speechssl evaluate` (the newest one below the run's folder, unless
+calibration= names one): without it there is the cosine alone.
 """
 
 from __future__ import annotations

@@ -82,9 +82,9 @@ def measure(
     return list(found.values())
 
 
-def calibrate(*, device: str, precision: str, rounds: int = 1, steps: int = 3) -> Machine:
+def calibrate(*, device: str, precision: str, steps: int = 3) -> Machine:
     """This machine's coefficients, in about two minutes."""
-    measured = measure(SEEN, rounds=rounds, steps=steps, device=device, precision=precision)
+    measured = measure(SEEN, rounds=1, steps=steps, device=device, precision=precision)
     return machine_of(measured, device)
 
 
