@@ -55,7 +55,7 @@ TEACHER = {
     "teacher_anneal": 0.5,
     "feature_gradient_scale": 1.0,
 }
-VIEWS = {"sample_rate": 16_000, "crop_s": 0.4, "noise_snr_db": (10.0, 40.0)}
+VIEWS = {"sample_rate": 16_000, "crop_s": 0.4, "noise_snr_db": (10.0, 40.0), "feature_gradient_scale": 1.0}
 
 OBJECTIVES = {
     "wav2vec2": {

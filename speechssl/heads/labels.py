@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import UserError
-from speechssl.objectives.common import Metrics, pad_rows
+from speechssl.objectives.common import Metrics, in_fp32, pad_rows
 from speechssl.types import LossOutput, Term
 
 
@@ -36,7 +36,8 @@ class LabelHead(nn.Module):
         if self.embeddings is None:
             return x.float()
         x, embeddings = F.normalize(x.float(), dim=-1), F.normalize(self.embeddings.float(), dim=-1)
-        return x @ embeddings.T / self.temperature
+        with in_fp32(x):
+            return x @ embeddings.T / self.temperature
 
     def loss(self, frames: Tensor, labels: Tensor, mask: Tensor, *, unmasked_weight: float, watching: bool):
         """Cross-entropy of frames [P, C] with labels int64 [P] -> LossOutput: over masked frames, and over the others.

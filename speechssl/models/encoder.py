@@ -178,10 +178,10 @@ class Encoder(nn.Module):
         """Waveforms [B, N] with lengths [B] in samples -> the feature encoder's frames [P, C_conv], frames a clip."""
         return self.feature_encoder(waveforms, lengths)
 
-    def project(self, normed: Tensor, mask: Tensor | None = None) -> Tensor:
+    def project(self, normed: Tensor, mask: Tensor | None = None, *, drop: bool = True) -> Tensor:
         """Features after `feature_norm` [P, C_conv] -> the context network's input [P, C], hidden where `mask` [P]."""
         x = self.projection(normed)
-        if self.config.projection_dropout:
+        if drop and self.config.projection_dropout:
             x = dropout(x, self.config.projection_dropout, self.training)
         return x if mask is None else torch.where(mask[:, None], self.mask_vector.to(x.dtype), x)
 
@@ -198,12 +198,13 @@ class Encoder(nn.Module):
         """Features after `feature_norm` [P, C_conv] -> EncoderOutput.
 
         Frames where `mask` [P] is true are hidden by the mask vector, values where `channel_mask` [P, C] is true by 0.
-        `context` takes the place of the context network, as a teacher does.
+        `context` takes the place of the context network, as a teacher does, for which nothing is dropped.
         """
         # A clip of zeros at the end, dropped again, rounds the rows up; as any clip it does not touch the others.
         rows, filler = len(normed), missing(len(normed), ROWS)
         lengths = [*frame_lengths, filler] if filler else frame_lengths
-        x = self.project(F.pad(normed, (0, 0, 0, filler)), None if mask is None else F.pad(mask, (0, filler)))
+        mask = None if mask is None else F.pad(mask, (0, filler))
+        x = self.project(F.pad(normed, (0, 0, 0, filler)), mask, drop=context is None)
         if channel_mask is not None:
             x = x.masked_fill(F.pad(channel_mask, (0, 0, 0, filler)), 0.0)
         states = (context or self.context)(x, lengths, generator=generator)

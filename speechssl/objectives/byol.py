@@ -17,7 +17,7 @@ from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.teacher import Teacher
 from speechssl.models.views import two_views
-from speechssl.objectives.common import PretrainingObjective, gather_rows, pool, spread, view_gap
+from speechssl.objectives.common import PretrainingObjective, encode_views, gather_rows, in_fp32, pool, spread, view_gap
 from speechssl.types import Batch, LossOutput, Term
 
 TEACHERS, PREDICTORS = ("ema", "none"), ("mlp", "direct", "copy", "none")
@@ -43,6 +43,7 @@ class BYOLObjective(PretrainingObjective):
         covariance_weight: float,
         teacher_memory: tuple[float, float],
         teacher_anneal: float,
+        feature_gradient_scale: float,
     ):
         """Args:
         sample_rate: of the audio, samples a second.
@@ -55,8 +56,10 @@ class BYOLObjective(PretrainingObjective):
         correlation_decay, correlation_eps: rho and epsilon of DirectPred and DirectCopy.
         variance_weight, covariance_weight: of VICReg's terms on the projections (Bardes et al. 2022).
         teacher_memory, teacher_anneal: see `Teacher`.
+        feature_gradient_scale: factor on the gradient into the feature encoder; 0 leaves it as it begins.
         """
         super().__init__()
+        self.feature_gradient_scale = feature_gradient_scale
         for key, value, known in (("teacher", teacher, TEACHERS), ("predictor", predictor, PREDICTORS)):
             if value not in known:
                 raise UserError(f"objective.{key} is {value!r}, but must be one of {', '.join(known)}")
@@ -102,7 +105,7 @@ class BYOLObjective(PretrainingObjective):
     @torch.no_grad()
     def _correlate(self, projections: Tensor) -> None:
         """F <- rho F + (1 - rho) mean of z z^T, over all ranks."""
-        every, _ = gather_rows(projections.float())
+        every, _ = gather_rows(projections)
         now = every.T @ every / len(every)
         self.correlation.lerp_(now, 1 - self.correlation_decay if self.correlation.any() else 1.0)
 
@@ -110,15 +113,19 @@ class BYOLObjective(PretrainingObjective):
         """[2 B, D] -> [2 B, D]."""
         if self.kind == "mlp":
             return self.predictor(projections)
-        return projections if self.kind == "none" else projections.float() @ self.weights()
+        if self.kind == "none":
+            return projections
+        with in_fp32(projections):
+            return projections.float() @ self.weights()
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
         """Loss of a batch, summed over crops."""
         views = two_views(batch, self.crop_length, self.noise_snr_db)
-        output = encoder(views.waveforms, views.lengths, generator=generator)
+        output = encode_views(encoder, views, gradient_scale=self.feature_gradient_scale, generator=generator)
         projections = self.projector(pool(output))
         if self.training and self.kind in ("direct", "copy"):
-            self._correlate(projections.detach())
+            with in_fp32(projections):
+                self._correlate(projections.detach().float())
         targets = projections
         if self.teacher is not None:
             if self.training:
@@ -133,7 +140,8 @@ class BYOLObjective(PretrainingObjective):
         others = targets.roll(count // 2, 0)  # the first crops' targets are the second crops'
         cosine = F.cosine_similarity(predictions.float(), others.float(), dim=-1)
         terms = {"similarity": Term((2 - 2 * cosine).sum(), count)}
-        terms |= self._decorrelate(projections.float(), count)
+        with in_fp32(projections):
+            terms |= self._decorrelate(projections.float(), count)
         metrics = {}
         if self.watching:
             metrics = spread(output.packed[-1]) | spread(targets, "target_variance")

@@ -93,9 +93,22 @@ def encode_masked(
     return encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator), mask
 
 
+def encode_views(
+    encoder: Encoder, views: Batch, *, gradient_scale: float, generator: torch.Generator | None
+) -> EncoderOutput:
+    """The encoder's output for crops of clips, none of them masked."""
+    features, frame_lengths = encoder_features(encoder, views, gradient_scale)
+    return encoder.contextualize(encoder.feature_norm(features), frame_lengths, generator=generator)
+
+
 def pad_rows(indexes: Tensor) -> Tensor:
     """int64 [M] -> the same and some more, so that products over chosen rows come in few shapes."""
     return F.pad(indexes, (0, missing(len(indexes), ROWS)))
+
+
+def in_fp32(x: Tensor) -> torch.autocast:
+    """A context in which products stay as they are given, whatever the run's precision: losses, and what is counted."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def pool(output: EncoderOutput) -> Tensor:
@@ -139,7 +152,9 @@ def spread(frames: Tensor, name: str = "output_variance") -> Metrics:
     metrics = {name: (1 - directions.mean(0).square().sum(), 1)}
     if name == "output_variance":
         centred = frames - frames.mean(0)
-        values = torch.linalg.eigvalsh(centred.T @ centred / len(frames)).clamp_min(0)
+        with in_fp32(frames):
+            covariance = centred.T @ centred / len(frames)
+        values = torch.linalg.eigvalsh(covariance).clamp_min(0)
         share = values / values.sum().clamp_min(torch.finfo(torch.float32).tiny)
         metrics["effective_rank"] = (torch.special.entr(share).sum().exp(), 1)
     return metrics

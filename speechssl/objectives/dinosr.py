@@ -17,6 +17,7 @@ from speechssl.objectives.common import (
     PretrainingObjective,
     draw_masks,
     encoder_features,
+    in_fp32,
     pad_rows,
     spread,
     usage,
@@ -80,13 +81,15 @@ class DinoSRObjective(PretrainingObjective):
     def assign(self, frames: Tensor) -> Tensor:
         """Teacher's frames [L, M, C] -> int64 [L, M], the nearest codeword in each layer's codebook."""
         codebooks = self.sums / self.members[..., None]
-        return torch.cdist(frames, codebooks).argmin(-1)
+        with in_fp32(frames):
+            return torch.cdist(frames, codebooks).argmin(-1)
 
     @torch.no_grad()
     def learn(self, frames: Tensor, codes: Tensor) -> None:
         """Move each codeword that was chosen towards the mean of the frames [L, M, C] that chose it."""
         chosen = F.one_hot(codes, self.num_codewords).to(frames.dtype)  # [L, M, V]
-        sums, members = sum_over_ranks(chosen.transpose(1, 2) @ frames), sum_over_ranks(chosen.sum(1))
+        with in_fp32(frames):
+            sums, members = sum_over_ranks(chosen.transpose(1, 2) @ frames), sum_over_ranks(chosen.sum(1))
         # A codeword that no frame chose stays as it is.
         decay = torch.where(members > 0, self.codebook_decay, 1.0)
         self.sums.mul_(decay[..., None]).add_((1 - decay)[..., None] * sums)

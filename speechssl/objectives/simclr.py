@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.views import two_views
-from speechssl.objectives.common import PretrainingObjective, gather_rows, pool, spread, view_gap
+from speechssl.objectives.common import PretrainingObjective, encode_views, gather_rows, in_fp32, pool, spread, view_gap
 from speechssl.types import Batch, LossOutput, Term
 
 
@@ -27,6 +27,7 @@ class SimCLRObjective(PretrainingObjective):
         noise_snr_db: tuple[float, float],
         final_size: int,
         temperature: float,
+        feature_gradient_scale: float,
     ):
         """Args:
         sample_rate: of the audio, samples a second.
@@ -34,8 +35,10 @@ class SimCLRObjective(PretrainingObjective):
         noise_snr_db: range of signal to noise of each crop.
         final_size: of the projection, where cosines are taken.
         temperature: what cosines are divided by.
+        feature_gradient_scale: factor on the gradient into the feature encoder; 0 leaves it as it begins.
         """
         super().__init__()
+        self.feature_gradient_scale = feature_gradient_scale
         self.crop_length = max(round(crop_s * sample_rate), encoder.receptive_field)
         self.noise_snr_db, self.temperature = tuple(noise_snr_db), temperature
         size = encoder.hidden_size
@@ -45,25 +48,27 @@ class SimCLRObjective(PretrainingObjective):
         """The count of each term that `forward` will return: two crops a clip."""
         return {"contrastive": 2 * len(frame_lengths)}
 
-    def loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections of the first and the second crops [B, D] -> summed loss, and how many find their other half."""
+    def loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Projections of the first and the second crops [B, D] -> summed loss, how many find their other half, of all
+        ranks' how many crops."""
         ours = F.normalize(torch.cat([first, second]).float(), dim=-1)
         every, start = gather_rows(ours)
-        logits = ours @ every.T / self.temperature
+        with in_fp32(ours):
+            logits = ours @ every.T / self.temperature
         rows = torch.arange(len(ours), device=ours.device)
         logits[rows, start + rows] = -torch.inf
         other = start + (rows + len(first)) % len(ours)
         loss = F.cross_entropy(logits, other, reduction="sum")
-        return loss, (logits.argmax(1) == other).sum()
+        return loss, (logits.argmax(1) == other).sum(), len(every)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
         """Loss of a batch in nats, summed over crops."""
         views = two_views(batch, self.crop_length, self.noise_snr_db)
-        output = encoder(views.waveforms, views.lengths, generator=generator)
+        output = encode_views(encoder, views, gradient_scale=self.feature_gradient_scale, generator=generator)
         first, second = self.projector(pool(output)).chunk(2)
-        loss, right = self.loss(first, second)
+        loss, right, among = self.loss(first, second)
         count = 2 * len(first)
-        metrics = {"accuracy": (right, count), "chance": (count / max(count - 1, 1), count)}
+        metrics = {"accuracy": (right, count), "chance": (count / max(among - 1, 1), count)}
         if self.watching:
             metrics |= spread(output.packed[-1]) | spread(torch.cat([first, second]), "target_variance")
             metrics |= view_gap(first, second)

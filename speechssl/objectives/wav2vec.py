@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.masking import sample_distractors
-from speechssl.objectives.common import PretrainingObjective, encoder_features, spread
+from speechssl.objectives.common import PretrainingObjective, encoder_features, in_fp32, spread
 from speechssl.rng import generator as make_generator
 from speechssl.types import Batch, LossOutput, Term
 
@@ -72,7 +72,8 @@ class Wav2VecObjective(PretrainingObjective):
             predicted = projection(frames.index_select(0, here)).float()
             candidates = torch.cat([(here + step)[:, None], false[here + step]], dim=1)
             targets = normed.float()[candidates]  # [M, 1 + K, D]
-            scores = torch.einsum("md,mkd->mk", predicted, targets) / targets.shape[-1] ** 0.5
+            with in_fp32(predicted):
+                scores = torch.einsum("md,mkd->mk", predicted, targets) / targets.shape[-1] ** 0.5
             total = total + self.loss(scores)
             with torch.no_grad():
                 right += (scores[:, :1] > scores[:, 1:]).all(1).sum()

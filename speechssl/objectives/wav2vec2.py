@@ -18,7 +18,7 @@ from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import missing
 from speechssl.models.masking import sample_distractors
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
-from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, spread
+from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, in_fp32, spread
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import mean_over_ranks
 from speechssl.types import Batch, LossOutput, Term, at_least_fp32
@@ -248,7 +248,8 @@ class _Contrastive:
 def _products(contexts: Tensor, targets: Tensor) -> Tensor:
     """[M, D], [M, D] -> [M, M], computed with a number of rows that occurs again."""
     masked, filler = len(contexts), (0, 0, 0, missing(len(contexts), GRAIN))
-    return (F.pad(contexts, filler) @ F.pad(targets, filler).T)[:masked, :masked]
+    with in_fp32(contexts):
+        return (F.pad(contexts, filler) @ F.pad(targets, filler).T)[:masked, :masked]
 
 
 def _log_counts(distractors: Tensor, same: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ OPTIONS = {
     "covariance_weight": 0.0,
     "teacher_memory": (0.1, 0.1),
     "teacher_anneal": 0.0,
+    "feature_gradient_scale": 1.0,
 }
 
 

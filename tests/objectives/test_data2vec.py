@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,15 @@ def test_every_clip_keeps_a_visible_frame(build, make_batch):
     assert not masks[:, :5].all(1).any()
     assert not masks[:, 5:].all(1).any()
     assert objective(encoder, batch).terms["regression"].sum.isfinite()
+
+
+@pytest.mark.parametrize("decoder_layers", [0, 1])
+def test_the_teacher_drops_nothing_in_training(build, make_batch, decoder_layers):
+    encoder, objective = build(decoder_layers=decoder_layers)
+    batch = make_batch(LENGTHS)
+    features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
+    still = objective.targets(encoder, features, frame_lengths)
+    for part in (encoder, objective):
+        part.train()
+    encoder.config = replace(encoder.config, projection_dropout=0.5)
+    torch.testing.assert_close(objective.targets(encoder, features, frame_lengths), still)

@@ -30,10 +30,10 @@ LENGTHS = [12_000, 9_000, 9_000, 7_600]
 
 @pytest.fixture
 def build():
-    """`build(name)`: a small encoder and the objective as its yaml has it."""
+    """`build(name, *overrides)`: a small encoder and the objective as its yaml has it."""
 
-    def make(name) -> tuple[Encoder, nn.Module]:
-        config = compose("pretrain", [*SMALL, f"objective={name}", "data.train=x", "run_dir=x"])
+    def make(name, *overrides) -> tuple[Encoder, nn.Module]:
+        config = compose("pretrain", [*SMALL, f"objective={name}", *overrides, "data.train=x", "run_dir=x"])
         torch.manual_seed(0)
         values = plain(config.model.encoder) | objective_class(name).encoder_needs
         encoder = Encoder(EncoderConfig.from_dict(values))
@@ -116,3 +116,36 @@ def test_loss_falls_and_a_run_continues_from_its_weights_alone(build, speak, nam
         assert ours == theirs
     for (key, tensor), theirs in zip(objective.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(tensor, theirs), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_feature_encoder_that_is_kept_gets_no_gradient(build, speak, name):
+    encoder, objective = build(name)
+    for part in (objective, *getattr(objective, "parts", {}).values()):
+        part.feature_gradient_scale = 0.0
+    encoder.train(), objective.train()
+    objective.begin_step(1, 20)
+    output = objective(encoder, speak())
+    sum(term.weight * term.sum for term in output.terms.values()).backward()
+    assert all(p.grad is None for p in encoder.feature_encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in encoder.context.parameters())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "byol predictor=copy", "byol predictor=direct"])
+def test_bf16_computes_losses_and_health_from_full_products(build, speak, name, monkeypatch):
+    """Under autocast only the networks are rounded. A product of the losses in bf16 would end in eigh on a GPU."""
+    for function in ("eigh", "eigvalsh"):
+        given = getattr(torch.linalg, function)
+        monkeypatch.setattr(torch.linalg, function, lambda x, given=given: _fp32(x) and given(x))
+    name, *settings = name.split()
+    encoder, objective = build(name, *(f"objective.{setting}" for setting in settings))
+    encoder.train(), objective.train()
+    objective.begin_step(1, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = objective(encoder, speak())
+    assert all(term.sum.dtype == torch.float32 and term.sum.isfinite() for term in output.terms.values())
+
+
+def _fp32(x):
+    assert x.dtype == torch.float32
+    return True
