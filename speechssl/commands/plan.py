@@ -8,8 +8,8 @@ Examples:
   speechssl plan what=check json=check.json    # predicted against measured, for ten configs on this machine
 
 Times come from an analytic count of the work in a step and the machine's coefficients, which are measured in about
-two minutes the first time and kept (calibrate=true measures anew). gpu= takes a table of stated peaks instead: an
-estimate. out= gets the commands as a script.
+two minutes the first time and kept for each device and precision (calibrate=true measures anew). gpu= takes a table of
+stated peaks instead: an estimate. gpus=0 without it is the CPU. out= gets the commands as a script.
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ from speechssl.planning.machine import Machine
 
 def run(config: DictConfig) -> None:
     """Plan as the config says."""
+    _validate(config)
     if config.what == "check":
         _check(config)
         return
     here = _machine(config)
     memory = config.memory_gib or here.memory_gib
     hours = config.hours
+    devices = _devices(config)
     if config.what == "time":
-        plans = [_timed(config, here, memory)]
+        plans = [_timed(config, here, devices, memory)]
     else:
         if config.days is None:
             raise UserError("speechssl plan needs days=N, the time there is (or what=time with model= and steps=)")
         models = [config.model.name] if config.get("model") else list(LEAST_HOURS_SEEN)
-        budget = {"hours": hours, "days": config.days, "devices": config.gpus, "memory_gib": memory}
+        budget = {"hours": hours, "days": config.days, "devices": devices, "memory_gib": memory}
         plans = choose.choose(here, **budget, models=models)
         if not plans:
             raise UserError(f"no model fits into memory_gib={memory:g}: give more, or a smaller model")
-    _say(plans, here, hours)
+    _say(plans, here, hours, memory)
     commands = _commands(plans[0], config.labels_hours)
     print("\n".join(commands))
     if config.out:
@@ -54,7 +56,24 @@ def run(config: DictConfig) -> None:
         Path(config.out).write_text(text, encoding="utf-8")
 
 
-def _timed(config: DictConfig, here: Machine, memory: float) -> Plan:
+def _validate(config: DictConfig) -> None:
+    for key, wanted, is_inside in (
+        ("hours", "more than 0", config.hours > 0),
+        ("labels_hours", "0 or more", config.labels_hours >= 0),
+        ("gpus", "0 or more", config.gpus >= 0),
+    ):
+        if not is_inside:
+            raise UserError(f"speechssl plan: {key}={config[key]} must be a number, {wanted}")
+    if config.precision not in (None, "fp32", "bf16"):
+        raise UserError(f"speechssl plan: precision={config.precision} must be fp32 or bf16")
+
+
+def _devices(config: DictConfig) -> int:
+    """How many GPUs; 0 is the CPU. A GPU that is named is one at least."""
+    return max(config.gpus, 1) if config.gpu else config.gpus
+
+
+def _timed(config: DictConfig, here: Machine, devices: int, memory: float) -> Plan:
     if not config.get("model"):
         raise UserError("speechssl plan what=time needs model=NAME, and takes objective=, feature_encoder= and steps=")
     steps = config.steps or config.model.pretrain.max_steps
@@ -71,7 +90,7 @@ def _timed(config: DictConfig, here: Machine, memory: float) -> Plan:
         steps=steps,
         batch_seconds=batch,
         accumulate=config.accumulate,
-        devices=config.gpus,
+        devices=devices,
         memory_gib=memory,
     )
 
@@ -79,18 +98,23 @@ def _timed(config: DictConfig, here: Machine, memory: float) -> Plan:
 def _machine(config: DictConfig) -> Machine:
     """The coefficients: of the table, kept from before, or measured now."""
     if config.gpu:
-        return machine.gpu(config.gpu)
+        return machine.gpu(config.gpu, config.precision)
     if config.gpus and not _has_gpu():
-        return machine.gpu(machine.gpu_with(config.memory_gib))
-    path = machine.cache_path()
+        return machine.gpu(machine.gpu_with(config.memory_gib, config.precision), config.precision)
+    measured = _measured(config)
+    path = machine.cache_path(**measured)
     if path.exists() and not config.calibrate:
         return machine.load(path)
     from speechssl.planning.calibrate import calibrate  # needs torch
-    from speechssl.training.run import choose_device
 
-    found = calibrate(device=choose_device(config.device), precision=config.precision)
+    found = calibrate(**measured)
     machine.save(found, path)
     return found
+
+
+def _measured(config: DictConfig) -> dict[str, str]:
+    """Device and precision of what is measured here."""
+    return {"device": "cuda" if config.gpus else "cpu", "precision": config.precision or "fp32"}
 
 
 def _has_gpu() -> bool:
@@ -101,11 +125,10 @@ def _has_gpu() -> bool:
 
 def _check(config: DictConfig) -> None:
     from speechssl.planning.calibrate import check
-    from speechssl.training.run import choose_device
 
-    rows = check(
-        device=choose_device(config.device), precision=config.precision, rounds=config.rounds, steps=config.steps or 3
-    )
+    if config.gpus and not _has_gpu():
+        raise UserError(f"speechssl plan what=check gpus={config.gpus}: torch sees no GPU to measure; use gpus=0")
+    rows = check(**_measured(config), rounds=config.rounds, steps=config.steps or 3)
     table = Table(Column("config", overflow="fold"), box=None, pad_edge=False)
     for name in ("seen", "step, s", "predicted", "error", "GiB", "predicted", "error"):
         table.add_column(name, no_wrap=True)
@@ -125,10 +148,10 @@ def _check(config: DictConfig) -> None:
         Path(config.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _say(plans: list[Plan], here: Machine, hours: float) -> None:
+def _say(plans: list[Plan], here: Machine, hours: float, memory: float) -> None:
     console = Console(stderr=True, highlight=False)
     console.width = max(console.width, 100)
-    console.print(f"{hours:g} h of audio, on {here.name} ({here.source})")
+    console.print(f"{hours:g} h of audio, on {here.name} in {here.precision} ({here.source})")
     table = Table(box=None, pad_edge=False)
     for name in ("model", "objective", "front", "batch, s", "steps", "step, s", "takes", "GiB", "hears", "passes"):
         table.add_column(name, justify="left" if name in ("model", "objective", "front") else "right", no_wrap=True)
@@ -141,6 +164,16 @@ def _say(plans: list[Plan], here: Machine, hours: float) -> None:
     console.print(table)
     best = plans[0]
     console.print(f"the first is the plan: checkpoints take {best.disk_gib:.1f} GiB; it is limited by {best.limit}")
+    if not best.fits:
+        console.print(_too_large(best, memory), soft_wrap=True)
+
+
+def _too_large(plan: Plan, memory: float) -> str:
+    mend = f"set batch_seconds={plan.most_seconds:g} or less" if plan.most_seconds else "choose a smaller model"
+    return (
+        f"the batch does not fit: {plan.batch_seconds:g} s take {plan.memory_gib:.1f} GiB, and "
+        f"{choose.FILL:.0%} of memory_gib={memory:.1f} may be filled; {mend}"
+    )
 
 
 def _commands(plan: Plan, labels_hours: float) -> list[str]:

@@ -85,13 +85,14 @@ def measure(
 def calibrate(*, device: str, precision: str, steps: int = 3) -> Machine:
     """This machine's coefficients, in about two minutes."""
     measured = measure(SEEN, rounds=1, steps=steps, device=device, precision=precision)
-    return machine_of(measured, device)
+    return machine_of(measured, device, precision)
 
 
-def machine_of(measured: Sequence[Measured], device: str) -> Machine:
+def machine_of(measured: Sequence[Measured], device: str, precision: str) -> Machine:
     """The coefficients that measured steps say."""
     return fit(
         name=device,
+        precision=precision,
         works=[one.work for one in measured],
         seconds=[one.median for one in measured],
         peaks=[max(one.peak_bytes, 1.0) for one in measured],
@@ -107,7 +108,7 @@ def check(*, device: str, precision: str, rounds: int, steps: int) -> list[dict[
     """
     found = measure([*SEEN, *UNSEEN], rounds=rounds, steps=steps + 1, device=device, precision=precision)
     first = [replace(one, seconds=one.seconds[:: steps + 1]) for one in found]
-    machine = machine_of([one for one in first if one.overrides in SEEN], device)
+    machine = machine_of([one for one in first if one.overrides in SEEN], device, precision)
     measured = [replace(one, seconds=[s for i, s in enumerate(one.seconds) if i % (steps + 1)]) for one in found]
     return [
         {

@@ -13,6 +13,7 @@ from typing import Any
 
 from speechssl.config import compose, plain
 from speechssl.planning import cost
+from speechssl.planning.cost import Work
 from speechssl.planning.machine import Machine
 
 # Hours of audio that a model should see at least before it is worth its size.
@@ -33,7 +34,10 @@ class Plan:
 
     Attributes:
         overrides: what to give to `speechssl pretrain`.
+        devices, precision: GPUs, of which 0 is the CPU, and that of the machine whose costs these are.
         step_s, memory_gib, disk_gib, days: predicted, a step being all micro-batches on all devices.
+        fits: whether the batch fits into memory with some room left.
+        most_seconds: audio of the largest batch that does, in whole clips of CLIP_S; 0 where not one fits.
         hours_seen, passes: audio that it sees in all, and how often each clip.
         limit: what keeps it from being larger.
     """
@@ -44,8 +48,12 @@ class Plan:
     batch_seconds: float
     accumulate: int
     steps: int
+    devices: int
+    precision: str
     step_s: float
     memory_gib: float
+    fits: bool
+    most_seconds: float
     disk_gib: float
     days: float
     hours_seen: float
@@ -62,6 +70,9 @@ class Plan:
             f"data.batch_seconds={self.batch_seconds:g}",
             f"trainer.accumulate={self.accumulate}",
             f"trainer.max_steps={self.steps}",
+            f"trainer.device={'cuda' if self.devices else 'cpu'}",
+            f"trainer.devices={max(self.devices, 1)}",
+            f"trainer.precision={self.precision}",
         ]
 
 
@@ -136,8 +147,12 @@ def plan_of(
         batch_seconds=batch,
         accumulate=accumulate,
         steps=chosen,
+        devices=devices,
+        precision=machine.precision,
         step_s=step_s,
         memory_gib=machine.peak_bytes(work) / 2**30,
+        fits=_fits(machine, work, memory_gib),
+        most_seconds=most,
         disk_gib=_disk_gib(work.parameters),
         days=chosen * step_s / BUSY / 86400,
         hours_seen=chosen * seen_a_step_h,
@@ -150,11 +165,14 @@ def _fitting_batch(machine: Machine, model: dict[str, Any], objective: dict[str,
     """Audio seconds of the largest batch that fits, in whole clips; 0 where not one does."""
     clips = 0
     while clips < 500:
-        work = cost.of_step(model, objective, [CLIP_S] * (clips + 1))
-        if machine.peak_bytes(work) > FILL * memory_gib * 2**30:
+        if not _fits(machine, cost.of_step(model, objective, [CLIP_S] * (clips + 1)), memory_gib):
             break
         clips += 1
     return clips * CLIP_S
+
+
+def _fits(machine: Machine, work: Work, memory_gib: float) -> bool:
+    return machine.peak_bytes(work) <= FILL * memory_gib * 2**30
 
 
 def _clips(batch_seconds: float) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +28,35 @@ CPU_BYTES = (17.0, 6.0, 1.6e8)
 # How strongly the fit is held to these proportions.
 PULL = 0.05
 
-# Name: TFLOP/s of matrix products in bf16 (fp16 on V100 and T4), as the makers state them, and GiB.
+# Name: GiB, and TFLOP/s of each precision, as the makers state them; those without bf16 are older than it.
 GPUS = {
-    "t4": (65, 15), "v100": (125, 32), "a10": (125, 24), "l4": (121, 24), "rtx3090": (71, 24), "rtx4090": (165, 24),
-    "l40s": (362, 48), "a100": (312, 80), "h100": (989, 80), "h200": (989, 141),
-}  # fmt: skip
+    "t4": (15, {"fp32": 8.1}),
+    "v100": (32, {"fp32": 15.7}),
+    "a10": (24, {"bf16": 125, "fp32": 31.2}),
+    "l4": (24, {"bf16": 121, "fp32": 30.3}),
+    "rtx3090": (24, {"bf16": 71, "fp32": 35.6}),
+    "rtx4090": (24, {"bf16": 165, "fp32": 82.6}),
+    "l40s": (48, {"bf16": 362, "fp32": 91.6}),
+    "a100": (80, {"bf16": 312, "fp32": 19.5}),
+    "h100": (80, {"bf16": 989, "fp32": 66.9}),
+    "h200": (141, {"bf16": 989, "fp32": 66.9}),
+}
+# Bytes of a value that is kept on a GPU.
+GPU_VALUE = {"bf16": 3.0, "fp32": 6.0}
 # Share of the peak that training reaches: an assumption, not a measurement.
 ASSUMED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Coefficients, and where they come from, in words."""
+    """Coefficients at a precision ("fp32" or "bf16"), and where they come from, in words."""
 
     name: str
+    precision: str
     seconds: tuple[float, ...]
     bytes: tuple[float, ...]
     memory_gib: float
     source: str
-    parts: dict[str, float] = field(default_factory=dict)
 
     def step_seconds(self, work: Work) -> float:
         """Of one step on one device."""
@@ -58,11 +68,17 @@ class Machine:
 
 
 def fit(
-    name: str, works: Sequence[Work], seconds: Sequence[float], peaks: Sequence[float], memory_gib: float
+    name: str,
+    precision: str,
+    works: Sequence[Work],
+    seconds: Sequence[float],
+    peaks: Sequence[float],
+    memory_gib: float,
 ) -> Machine:
     """A machine from measured steps."""
     return Machine(
         name=name,
+        precision=precision,
         seconds=_fit([_row(work, SECONDS) for work in works], seconds, CPU_SECONDS),
         bytes=_fit([_row(work, BYTES) for work in works], peaks, CPU_BYTES),
         memory_gib=memory_gib,
@@ -70,31 +86,39 @@ def fit(
     )
 
 
-def gpu(name: str) -> Machine:
-    """A GPU of the table, from its peak."""
+def gpu(name: str, precision: str | None = None) -> Machine:
+    """A GPU of the table, from its peak; None is the fastest precision that it has."""
     if name not in GPUS:
         raise UserError(f"gpu={name} is not in the table: it has {', '.join(GPUS)}; or leave it out and calibrate here")
-    peak, memory = GPUS[name]
-    rate = 1 / (peak * 1e12 * ASSUMED_SHARE)
+    memory, peaks = GPUS[name]
+    precision = precision or next(iter(peaks))
+    if precision not in peaks:
+        raise UserError(f"gpu={name} has no precision={precision}: use precision={', '.join(peaks)}, or leave it out")
+    rate = 1 / (peaks[precision] * 1e12 * ASSUMED_SHARE)
     return Machine(
         name=name,
+        precision=precision,
         seconds=(2 * rate, rate, rate, 2e-12, 1e-11, 2e-4, 2e-2),
-        bytes=(16.0, 3.0, 1.5e9),
+        bytes=(16.0, GPU_VALUE[precision], 1.5e9),
         memory_gib=memory,
-        source=f"an estimate: {ASSUMED_SHARE:.0%} of the {peak} TFLOP/s that its maker states",
+        source=f"an estimate: {ASSUMED_SHARE:.0%} of the {peaks[precision]:g} TFLOP/s that its maker states",
     )
 
 
-def gpu_with(memory_gib: float | None) -> str:
-    """The slowest GPU of the table with so much memory or more, so that a plan promises too little, not too much."""
-    fitting = [name for name, (_, memory) in GPUS.items() if memory >= (memory_gib or 0)] or ["h200"]
-    return min(fitting, key=lambda name: GPUS[name][0])
+def gpu_with(memory_gib: float | None, precision: str | None = None) -> str:
+    """The GPU of the table with the least memory that is enough, of these the slowest, so as not to promise much."""
+    fitting = [
+        (memory, peaks[precision or next(iter(peaks))], name)
+        for name, (memory, peaks) in GPUS.items()
+        if memory >= (memory_gib or 0) and (precision is None or precision in peaks)
+    ]
+    return min(fitting)[2] if fitting else "h200"
 
 
-def cache_path() -> Path:
-    """Where this machine's coefficients are kept."""
+def cache_path(device: str, precision: str) -> Path:
+    """Where this machine's coefficients are kept, those of each device and precision in a file of their own."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "speechssl" / "machine.json"
+    return Path(base) / "speechssl" / f"machine_{device}_{precision}.json"
 
 
 def save(machine: Machine, path: Path) -> None:
