@@ -47,9 +47,16 @@ class Pass:
         }
 
 
-def names(utterance: Utterance) -> dict[str, str]:
-    """What every row about a clip begins with."""
-    return {"id": utterance.id, "audio_filepath": str(utterance.audio_path)}
+def names(utterance: Utterance) -> dict[str, Any]:
+    """What every row about a clip begins with: its id and, in a manifest's keys, which audio it is."""
+    row = {"id": utterance.id, "audio_filepath": str(utterance.audio_path), "duration": utterance.duration_s}
+    if utterance.offset_s:
+        row["offset"] = utterance.offset_s
+    if utterance.byte_range is not None:
+        row["bytes"] = list(utterance.byte_range)
+    if utterance.channel is not None:
+        row["channel"] = utterance.channel
+    return row
 
 
 def loader_for(

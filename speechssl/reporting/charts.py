@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 # What matplotlib draws with -> what the page fills in.
 INK, GRID, BAND = "#0a0b0c", "#1a1b1c", "#2a2b2c"
 LINES = ("#3a3b31", "#3a3b32", "#3a3b33", "#3a3b34", "#3a3b35", "#3a3b36")
+# Once every colour is taken, they begin anew with the next of these: lengths drawn and left out, in line widths.
+DASHES = ((), (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
 COLOURS = {INK: "--ink-2", GRID: "--grid", BAND: "--band", **{line: f"--line-{i}" for i, line in enumerate(LINES)}}
 
 STYLE = {
@@ -56,12 +58,23 @@ def curves(lines: Sequence[Line], *, band: tuple[list, list, list] | None = None
     figure, axes = _figure(3.6, 2.1)
     if band and band[0]:
         axes.fill_between(*band, color=BAND, linewidth=0)
-    for line, colour in zip(lines, LINES, strict=False):
-        axes.plot(line.x, line.y, color=colour)
+    for number, line in enumerate(lines):
+        dashes = _dashes(number)
+        style = (0, dashes) if dashes else "solid"
+        axes.plot(line.x, line.y, color=LINES[number % len(LINES)], linestyle=style, dash_capstyle="butt")
     axes.margins(x=0.01)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     return _svg(figure, label)
+
+
+def key(number: int) -> str:
+    """A piece of the curve of that number, for the legend."""
+    dashes = " ".join(f"{3 * length:g}" for length in _dashes(number)) or "none"
+    return (
+        '<svg viewBox="0 0 34 6" aria-hidden="true"><path d="M0 3h34" stroke-width="3" '
+        f'stroke="var(--line-{number % len(LINES)})" stroke-dasharray="{dashes}"/></svg>'
+    )
 
 
 def matrix(names: Sequence[str], counts: np.ndarray, *, label: str = "") -> str:
@@ -79,8 +92,8 @@ def matrix(names: Sequence[str], counts: np.ndarray, *, label: str = "") -> str:
         if len(names) <= 16:
             axes.text(answer, truth, str(counts[truth, answer]), color=INK, ha="center", va="center", fontsize=7)
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="answered", ylabel="is")
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.grid(visible=False)
     return _svg(figure, label)
 
@@ -114,11 +127,16 @@ def spectrogram(
             axes.axvspan(left, left + width, ymin=0, ymax=0.08, color=colour, linewidth=0)
             axes.axvspan(left, left + width, ymin=0.08, color="white", alpha=0.25, linewidth=0)
     for seconds, symbol in symbols:
-        axes.text(seconds, height * 1.02, symbol, color=INK, ha="center", va="bottom", fontsize=9)
+        axes.text(seconds, height * 1.02, symbol, color=INK, ha="center", va="bottom", fontsize=9, parse_math=False)
     axes.set(xlabel="seconds", xlim=(0, duration), ylim=(0, height))
     axes.set_yticks([])
     axes.grid(visible=False)
     return _svg(figure, label)
+
+
+def _dashes(number: int) -> tuple[float, ...]:
+    """Of the curve of that number; () is solid."""
+    return DASHES[number // len(LINES) % len(DASHES)]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
@@ -145,7 +163,8 @@ def _svg(figure: Figure, label: str) -> str:
     for colour, variable in COLOURS.items():
         text = text.replace(colour, f"var({variable})")
     view = re.search(r'viewBox="([^"]*)"', text)[1]
-    return re.sub(r"<svg[^>]*>", f'<svg viewBox="{view}" role="img" aria-label="{_escape(label)}">', text, count=1)
+    opening = f'<svg viewBox="{view}" role="img" aria-label="{_escape(label)}">'
+    return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)  # a label's backslashes stay as they are
 
 
 def _escape(text: str) -> str:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
-from collections import Counter
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
 
-from speechssl.data.text import normalize
+from speechssl.evaluation import wer
+from speechssl.evaluation.normalisation import Normalisation
 
-# Clips that are shown with their audio, and the audio of each at most, seconds.
-SHOWN, AUDIO_S = 8, 15.0
-RESAMPLED = 1000
+log = logging.getLogger("speechssl")
+
+# Clips that are shown with their audio, the audio of each at most, seconds, and confusions of each kind.
+SHOWN, AUDIO_S, CONFUSIONS = 8, 15.0, 10
 # By what `evaluate`, `probe` and `embed` are known.
 WRITTEN = ("metrics.json", "probe.json", "embeddings.jsonl")
+
+# A value and the bounds of its interval.
+Rate = tuple[float, float | None, float | None]
 
 
 @dataclass
@@ -29,9 +35,17 @@ class Clip:
 
     name: str
     words: list[tuple[str, str, str]]
-    edits: int
-    num_words: int
     audio: str | None = None
+
+    @property
+    def edits(self) -> int:
+        """Words that differ."""
+        return sum(kind != "equal" for kind, _, _ in self.words)
+
+    @property
+    def num_words(self) -> int:
+        """Words that were said."""
+        return sum(kind != "insert" for kind, _, _ in self.words)
 
 
 @dataclass
@@ -41,7 +55,7 @@ class Evaluation:
     Attributes:
         name: its folder, below the run's.
         metrics: metrics.json, if there is one.
-        intervals: for each rate, its value, and the bounds that hold 95 % of resampled test sets.
+        intervals: for each rate, its value, and the bounds that hold 95 % of resampled test sets (None for one clip).
         confusions: commonest (reference, hypothesis, count), words first, then characters.
         clips: some recordings, the worst first.
         labels, counts: of a classifier, the confusion matrix [truth, answer].
@@ -50,7 +64,7 @@ class Evaluation:
 
     name: str
     metrics: dict[str, Any]
-    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    intervals: dict[str, Rate] = field(default_factory=dict)
     confusions: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     clips: list[Clip] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -71,7 +85,7 @@ def _read(folder: Path, run_dir: Path) -> Evaluation:
     found = Evaluation(str(folder.relative_to(run_dir)), metrics)
     hypotheses, scores = (_lines(folder / name) for name in ("hypotheses.jsonl", "scores.jsonl"))
     if hypotheses:
-        _compare(found, hypotheses, lowercase="lower" in metrics.get("normalisation", ""))
+        _compare(found, hypotheses)
     if scores:
         _confuse(found, [row for row in scores if "label" in row and "prediction" in row])
     for path in sorted(folder.glob("*.svg")):
@@ -83,51 +97,52 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _compare(found: Evaluation, rows: list[dict[str, Any]], *, lowercase: bool) -> None:
-    """Intervals, confusions and aligned clips of a recogniser's hypotheses."""
-    references = [normalize(row["reference"], lowercase=lowercase) for row in rows]
-    hypotheses = [normalize(row["hypothesis"], lowercase=lowercase) for row in rows]
-    for name, process in (("words", jiwer.process_words), ("characters", jiwer.process_characters)):
-        outputs = [process(reference, hypothesis) for reference, hypothesis in zip(references, hypotheses, strict=True)]
-        edits = np.array([one.substitutions + one.deletions + one.insertions for one in outputs])
-        totals = np.array([one.hits + one.substitutions + one.deletions for one in outputs])
-        if totals.sum():
-            found.intervals["WER" if name == "words" else "CER"] = _interval(edits, totals)
-        pairs = [pair for one in outputs for pair in _aligned(one)]
-        common = Counter((a, b) for kind, a, b in pairs if kind != "equal").most_common(10)
-        found.confusions[name] = [(_visible(a), _visible(b), count) for (a, b), count in common]
-        if name == "words":
-            clips = [
-                Clip(row.get("id", str(i)), _aligned(one), int(edits[i]), int(totals[i]))
-                for i, (row, one) in enumerate(zip(rows, outputs, strict=True))
-            ]
+def _compare(found: Evaluation, rows: list[dict[str, Any]]) -> None:
+    """Rates and confusions as `evaluate` counted them, and aligned clips, of a recogniser's hypotheses."""
+    normalisation = _normalisation(found.metrics.get("normalisation", ""))
+    references, hypotheses = ([row[key] for row in rows] for key in ("reference", "hypothesis"))
+    counted = found.metrics
+    if "wer_interval" not in counted:  # measured before there were intervals
+        counted = wer.error_rates(references, hypotheses, normalisation=normalisation) | counted
+    for name in ("wer", "cer"):
+        if counted[name] is not None:
+            low, high = counted[f"{name}_interval"] or (None, None)
+            found.intervals[name.upper()] = counted[name], low, high
+    for kind, key in (("words", "confusions"), ("characters", "character_confusions")):
+        found.confusions[kind] = [(_visible(a), _visible(b), count) for a, b, count in counted[key][:CONFUSIONS]]
+    texts = ([normalisation(text) for text in column] for column in (references, hypotheses))
+    clips = [Clip(str(row["id"]), words) for row, words in zip(rows, _align(*texts), strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -clips[i].edits / max(clips[i].num_words, 1))
     for i in _spread(order):
-        clips[i].audio = _audio(rows[i]) if "audio_filepath" in rows[i] else None
+        clips[i].audio = _audio(rows[i])
         found.clips.append(clips[i])
+
+
+def _normalisation(said: str) -> Normalisation:
+    """The normalisation that `evaluate` wrote down in words."""
+    return Normalisation(
+        lowercase="lower-cased" in said,
+        punctuation="remove" if "punctuation removed" in said else "keep",
+        accents="remove" if "accents removed" in said else "keep",
+    )
 
 
 def _visible(text: str) -> str:
     return "␣" if text == " " else text or "–"
 
 
-def _interval(edits: np.ndarray, totals: np.ndarray) -> tuple[float, float, float]:
-    """A rate and the middle 95 % of what it would be on test sets of as many clips, drawn anew from these."""
-    draws = np.random.default_rng(0).integers(len(edits), size=(RESAMPLED, len(edits)))
-    rates = edits[draws].sum(1) / np.maximum(totals[draws].sum(1), 1)
-    low, high = np.quantile(rates, (0.025, 0.975))
-    return edits.sum() / totals.sum(), float(low), float(high)
-
-
-def _aligned(output: jiwer.WordOutput | jiwer.CharacterOutput) -> list[tuple[str, str, str]]:
-    [reference], [hypothesis], [chunks] = output.references, output.hypotheses, output.alignments
-    pairs = []
-    for chunk in chunks:
-        a = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        b = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        for i in range(max(len(a), len(b))):
-            pairs.append((chunk.type, a[i] if i < len(a) else "", b[i] if i < len(b) else ""))
-    return pairs
+def _align(references: list[str], hypotheses: list[str]) -> list[list[tuple[str, str, str]]]:
+    """(kind, reference, hypothesis) of each word of each clip; "" where a word was inserted or deleted."""
+    output = jiwer.process_words(references, hypotheses)
+    clips = []
+    for reference, hypothesis, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
+        words = []
+        for chunk in chunks:
+            said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+            heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            words += [(chunk.type, *pair) for pair in zip_longest(said, heard, fillvalue="")]
+        clips.append(words)
+    return clips
 
 
 def _spread(order: list[int]) -> list[int]:
@@ -137,19 +152,26 @@ def _spread(order: list[int]) -> list[int]:
 
 
 def _audio(row: dict[str, Any]) -> str | None:
-    """The recording of a row as Ogg Vorbis in a data: address; None where it is gone."""
+    """The clip of a row as Ogg Vorbis in a data: address; None where it is gone or cannot be read."""
+    if "duration" not in row:  # written before rows said which part of the file they are about
+        return None
     import soundfile  # only where there is something to play
 
-    path = Path(row["audio_filepath"])
-    if not path.is_file():
+    from speechssl import audio
+
+    try:
+        waveform = audio.load(
+            row["audio_filepath"],
+            offset_s=row.get("offset", 0.0),
+            duration_s=min(row["duration"], AUDIO_S),
+            byte_range=row.get("bytes"),
+            channel=row.get("channel"),
+        )
+    except audio.AudioError as error:
+        log.warning("a clip is shown without its audio: %s", error)
         return None
-    with soundfile.SoundFile(path) as file:
-        file.seek(int(row.get("offset", 0) * file.samplerate))
-        length = min(row.get("duration", AUDIO_S), AUDIO_S)
-        samples = file.read(int(length * file.samplerate), dtype="float32", always_2d=True).mean(1)
-        rate = file.samplerate
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="OGG", subtype="VORBIS")
+    soundfile.write(buffer, waveform.numpy(), audio.SAMPLE_RATE, format="OGG", subtype="VORBIS")
     return f"data:audio/ogg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

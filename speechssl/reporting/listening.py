@@ -16,7 +16,7 @@ from speechssl.data.text import BLANK_INDEX
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.inference import SpeechModel, load_model
-from speechssl.manifest import Manifest
+from speechssl.manifest import Manifest, ManifestSet
 from speechssl.models.spectrum import LogMel
 from speechssl.objectives.common import draw_masks
 from speechssl.reporting import charts
@@ -42,10 +42,11 @@ def listen(run_dir: Path, settings: dict[str, Any], *, count: int) -> list[View]
     """Views of some clips of the validation manifest (else of the training's), evenly spaced; [] where one is gone."""
     try:
         model = load_model(str(run_dir), device="cpu")
-        manifest = Manifest(settings.get("data.valid") or settings["data.train"])
+        where = settings.get("data.valid") or settings["data.train"]
+        manifest = ManifestSet([Manifest(path) for path in ([where] if isinstance(where, str) else where)])
         chosen = np.linspace(0, len(manifest) - 1, num=min(count, len(manifest)), dtype=int)
         return [_view(model, manifest[int(i)]) for i in chosen]
-    except (UserError, KeyError, TypeError) as error:
+    except (UserError, KeyError) as error:
         log.warning("no clips are shown for %s: %s", run_dir, error)
         return []
 
@@ -57,6 +58,8 @@ def _view(model: SpeechModel, utterance: Utterance) -> View:
         sample_rate=model.sample_rate,
         offset_s=utterance.offset_s,
         duration_s=min(utterance.duration_s, LONGEST_S),
+        byte_range=utterance.byte_range,
+        channel=utterance.channel,
     )
     if model.normalize:
         waveform = audio.normalize_waveform(waveform)

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from speechssl.doctor import healthy, logs
 from speechssl.doctor.judge import Finding, Judge
 from speechssl.reporting import charts, evaluations
-from speechssl.reporting.evaluations import Evaluation
+from speechssl.reporting.evaluations import Evaluation, Rate
 
 # Figures by what they tell; the beginning of a name is enough. What is named first is drawn first.
 GROUPS = {
@@ -84,6 +84,7 @@ def render(runs: list[Run]) -> str:
         stories=[headline(run) for run in runs],
         groups=_groups(runs),
         matrix=charts.matrix,
+        key=charts.key,
         table=_table(runs),
         version=metadata.version("speechssl"),
         commands=[command(run) for run in runs],
@@ -101,9 +102,8 @@ def headline(run: Run) -> str:
     )
     for test in run.evaluations:
         if "WER" in test.intervals:
-            rate, low, high = test.intervals["WER"]
             return (
-                f"{objective} reads with a word error rate of {_percent(rate)} ({_percent(low)} to {_percent(high)}) "
+                f"{objective} reads with a word error rate of {_rate(test.intervals['WER'])} "
                 f"on {test.metrics['num_utterances']:,} clips, after {steps}{health}."
             )
         if test.metrics.get("accuracy") is not None:
@@ -194,18 +194,23 @@ def _table(runs: list[Run]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def command(run: Run) -> str:
-    """The command line that began a run, or the one that its config says."""
+def command(run: Run) -> str | None:
+    """The command line that began a run, or the one that its config says; None for another toolkit's log."""
     if run.began.get("command"):
         return run.began["command"]
+    if not run.log.settings:
+        return None
     verb = "pretrain" if "objective.name" in run.log.settings else "finetune"
     keys = ("data.train", "data.valid", "init", "model.name", "trainer.max_steps", "trainer.seed", "optim.lr")
     given = [f"{key.removesuffix('.name')}={value}" for key in keys if (value := run.log.settings.get(key)) is not None]
     return shlex.join(["speechssl", verb, *given])
 
 
-def _rate(cell: tuple[float, float, float] | None) -> str:
-    return f"{_percent(cell[0])} ({_percent(cell[1])} to {_percent(cell[2])})" if cell else "–"
+def _rate(cell: Rate | None) -> str:
+    if cell is None:
+        return "–"
+    rate, low, high = cell
+    return _percent(rate) if low is None else f"{_percent(rate)} ({_percent(low)} to {_percent(high)})"
 
 
 def _percent(value: float | None) -> str:

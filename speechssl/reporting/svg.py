@@ -9,6 +9,13 @@ from pathlib import Path
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 70, 180, 40, 60
 # Told apart by people who see no red or green (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
+# Corners of the points' shapes, by which series of the same colour are told apart; the first is a circle.
+SHAPES = (
+    (),
+    ((-1.3, 1.1), (1.3, 1.1), (0, -1.3)),
+    ((-1.4, 0), (0, -1.4), (1.4, 0), (0, 1.4)),
+    ((-1.3, -1.1), (1.3, -1.1), (0, 1.3)),
+)
 
 Points = Sequence[tuple[float, float]]
 Ticks = Sequence[tuple[float, str]]
@@ -29,7 +36,8 @@ def chart(
 
     Args:
         path: the file, .svg.
-        series: name -> points (x, y), each a line with a legend; with `lines=False` points only.
+        series: name -> points (x, y), each a line with a legend; with `lines=False` points only. Once every colour
+            is taken, they begin anew with another shape.
         title, x_label, y_label: what it shows.
         x_ticks, y_ticks: (place, text); the range holds them and every point.
     """
@@ -67,12 +75,22 @@ def chart(
             path_d = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             parts.append(f'<polyline points="{path_d}" fill="none" stroke="{colour}" stroke-width="2"/>')
         if not lines or len(placed) <= 50:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+            parts += [_marker(x, y, number, size=3) for x, y in placed]
         if number < (bottom - TOP) / 18:
             down = TOP + 18 * number + 6
-            parts.append(f'<rect x="{right + 12}" y="{down - 8}" width="10" height="10" fill="{colour}"/>')
+            swatch = f'<rect x="{right + 12}" y="{down - 8}" width="10" height="10" fill="{colour}"/>'
+            parts.append(swatch if number < len(COLOURS) else _marker(right + 17, down - 3, number, size=5))
             parts.append(_text(right + 28, down + 1, name))
     path.write_text("\n".join([*parts, "</svg>", ""]), encoding="utf-8")
+
+
+def _marker(x: float, y: float, number: int, *, size: float) -> str:
+    """A point of the series of that number."""
+    colour, corners = COLOURS[number % len(COLOURS)], SHAPES[number // len(COLOURS) % len(SHAPES)]
+    if not corners:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
+    points = " ".join(f"{x + size * across:.1f},{y + size * down:.1f}" for across, down in corners)
+    return f'<polygon points="{points}" fill="{colour}"/>'
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

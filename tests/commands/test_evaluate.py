@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from speechssl import cli, manifest
 from speechssl.decoding.ngram import estimate
@@ -58,7 +59,7 @@ def test_recognition_by_hand(evaluate, corpus, spelling_model, tmp_path):
         ("second", str(tmp_path / "data/1.wav"), "b", "a"),
         ("third", str(tmp_path / "data/2.wav"), "abc abd abc", "abc abc"),
     ]
-    assert all(row.keys() == set(keys) for row in rows)
+    assert all(row.keys() == {*keys, "duration"} for row in rows)
     # One substitution and one deletion in six words; b/a and the four characters "abd " of 16.
     assert metrics["wer"] == pytest.approx(2 / 6)
     assert metrics["cer"] == pytest.approx(5 / 16)
@@ -71,6 +72,33 @@ def test_recognition_by_hand(evaluate, corpus, spelling_model, tmp_path):
     assert "NFC" in metrics["normalisation"]
     printed = json.loads(out)
     assert printed == {k: metrics[k] for k in ("wer", "cer", "num_utterances", "audio_seconds", "rtf")}
+
+
+def test_rows_say_which_part_of_the_audio_they_are_about(evaluate, corpus, spelling_model, audio_tools, tmp_path):
+    corpus(("ab", {"text": "ab", "id": "whole"}))
+    audio_tools.save(tmp_path / "data" / "long.wav", torch.cat([audio_tools.spell("ab"), audio_tools.spell("c")]))
+    sound = (tmp_path / "data" / "0.wav").read_bytes()
+    (tmp_path / "data" / "all.tar").write_bytes(b"x" * 512 + sound)
+    test = tmp_path / "data" / "test.jsonl"
+    start = len(audio_tools.spell("ab")) / 16_000
+    part = {"audio_filepath": "long.wav", "offset": start, "duration": 0.08, "text": "c", "channel": 0}
+    manifest.write(test, [part])
+    assert evaluate(spelling_model)[0] == 0
+    metrics, [row] = results(tmp_path, "hypotheses.jsonl")
+    assert metrics["wer"] == 0.0
+    assert {key: row.get(key) for key in ("offset", "duration", "channel", "bytes")} == {
+        "offset": start,
+        "duration": 0.08,
+        "channel": 0,
+        "bytes": None,
+    }
+    manifest.write(test, [{"audio_filepath": "all.tar", "bytes": [512, len(sound)], "duration": start, "text": "ab"}])
+    assert evaluate(spelling_model)[0] == 0
+    _, [row] = results(tmp_path, "hypotheses.jsonl")
+    assert row["bytes"] == [512, len(sound)] and row["hypothesis"] == "ab"
+    # A row is a clip as a manifest has it, wherever it lies.
+    again = manifest.Manifest(tmp_path / "out" / "hypotheses.jsonl")[0]
+    assert (again.audio_path, again.byte_range) == (tmp_path / "data" / "all.tar", (512, len(sound)))
 
 
 def test_results_do_not_depend_on_batches(evaluate, corpus, spelling_model, tmp_path):

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 import subprocess
+from itertools import product
 
 import numpy as np
 import pytest
 import soundfile
 
-from speechssl import cli
-from speechssl.reporting import charts, evaluations, page
+from speechssl import cli, manifest
+from speechssl.corpora import shards
+from speechssl.evaluation import wer
+from speechssl.evaluation.normalisation import CHOICES, Normalisation
+from speechssl.evaluation.testset import names
+from speechssl.manifest import Manifest
+from speechssl.reporting import charts, evaluations, listening, page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 REFERENCES = ["the cat sat", "a dog ran home", "the cat sat"]
 HYPOTHESES = ["the cut sat", "a dog ran home", "the cut sat down"]
+
+
+def write_test(folder, rows, normalisation=None):
+    """What `evaluate` writes about a recogniser's hypotheses; returns its metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write(folder / "hypotheses.jsonl", rows)
+    texts = ([row[key] for row in rows] for key in ("reference", "hypothesis"))
+    metrics = wer.error_rates(*texts, normalisation=normalisation)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return metrics
 
 
 @pytest.fixture
@@ -58,14 +76,12 @@ def make_run(tmp_path):
                 {
                     "id": f"clip{i}",
                     "audio_filepath": str(tmp_path / f"{i}.wav"),
+                    "duration": 1.0,
                     "reference": reference,
                     "hypothesis": hypothesis,
                 }
             )
-        (run / "test" / "hypotheses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (run / "test" / "metrics.json").write_text(
-            json.dumps({"wer": 0.3, "num_utterances": 3, "normalisation": "case kept"})
-        )
+        write_test(run / "test", lines)
         return run
 
     return make
@@ -86,11 +102,113 @@ def test_rates_and_mistakes_are_those_of_a_count_by_hand(make_run):
     assert [clip.audio[:22] for clip in test.clips] == ["data:audio/ogg;base64,"] * 3
 
 
-def test_the_interval_is_that_of_the_binomial(make_run):
-    """1,000 clips of one word each, a tenth wrong: the interval is about ±1.96 sqrt(pq/n)."""
-    edits = np.array([1] * 100 + [0] * 900)
-    _, low, high = evaluations._interval(edits, np.ones(1000, dtype=int))
-    assert (low, high) == (pytest.approx(0.1 - 0.0186, abs=0.004), pytest.approx(0.1 + 0.0186, abs=0.004))
+NORMALISATIONS = [Normalisation(*chosen) for chosen in product((False, True), CHOICES, CHOICES)]
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS, ids=str)
+def test_rates_and_alignments_are_those_of_evaluate(tmp_path, normalisation):
+    """Each choice changes the count: letter case, an accent and a comma that count as errors if they are kept."""
+    rows = [
+        {"id": "1", "reference": "The café, closed", "hypothesis": "the cafe closed"},
+        {"id": "2", "reference": "a b", "hypothesis": "a c"},
+    ]
+    metrics = write_test(tmp_path / "test", rows, normalisation)
+    [test] = evaluations.find(tmp_path)
+    assert test.intervals["WER"] == (metrics["wer"], *metrics["wer_interval"])
+    assert test.intervals["CER"] == (metrics["cer"], *metrics["cer_interval"])
+    counts = [count for _, _, count in test.confusions["words"]]
+    assert counts == [count for _, _, count in metrics["confusions"]]
+    edits = metrics["substitutions"] + metrics["deletions"] + metrics["insertions"]
+    assert sum(clip.edits for clip in test.clips) == edits
+    assert sum(clip.num_words for clip in test.clips) == metrics["num_words"]
+
+
+def test_rates_are_taken_from_the_file_and_counted_only_where_it_lacks_them(tmp_path):
+    rows = [{"id": str(i), "reference": "A b", "hypothesis": "a c"} for i in range(2)]
+    metrics = write_test(tmp_path / "test", rows, Normalisation(lowercase=True))
+    path = tmp_path / "test" / "metrics.json"
+    path.write_text(json.dumps(metrics | {"wer": 0.125, "confusions": [["x", "", 7]]}))
+    [test] = evaluations.find(tmp_path)
+    assert test.intervals["WER"][0] == 0.125 and test.confusions["words"] == [("x", "–", 7)]
+    path.write_text(json.dumps({key: metrics[key] for key in ("wer", "cer", "num_utterances", "normalisation")}))
+    [test] = evaluations.find(tmp_path)
+    assert test.intervals["WER"] == (0.5, 0.5, 0.5) and test.confusions["words"] == [("b", "c", 2)]
+
+
+def test_one_clip_has_a_rate_without_an_interval(make_run):
+    run = make_run()
+    write_test(run / "test", [{"id": "1", "reference": "a b", "hypothesis": "a c"}])
+    render(f"run_dir={run}")
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "word error rate of 50.0 % on 1 clips" in html and "95 %" not in html
+
+
+def hertz(player):
+    """Of the loudest tone of a player's audio, and its seconds."""
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(player.split(",")[1])))
+    return round(np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples), -1), len(samples) / rate
+
+
+@pytest.fixture
+def tones(tmp_path):
+    """Rows of a manifest: three seconds of one stereo file, each with tones of its own in both channels."""
+    time = np.arange(16_000) / 16_000
+    channels = [np.concatenate([np.sin(2 * np.pi * f * time) for f in tones]) for tones in TONES]
+    soundfile.write(tmp_path / "long.wav", 0.3 * np.stack(channels, axis=1), 16_000)
+    path = str(tmp_path / "long.wav")
+    return [
+        {"audio_filepath": path, "offset": float(i), "duration": 1.0, "channel": 1, "text": "a", "id": str(i)}
+        for i in range(3)
+    ]
+
+
+TONES = ((300, 500, 700), (400, 600, 800))
+
+
+def pack(folder, rows):
+    """The manifest of the same clips as one tar shard."""
+    [shard] = shards.plan(folder, "packed", rows, shard_bytes=10**9)
+    manifest.write(folder / "packed.jsonl", shards.pack(shard).rows)
+    return folder / "packed.jsonl"
+
+
+def test_players_have_the_clip_and_not_the_file(tones, tmp_path):
+    manifest.write(tmp_path / "parts.jsonl", tones)
+    for path in (tmp_path / "parts.jsonl", pack(tmp_path, tones)):
+        clips = Manifest(path)
+        write_test(tmp_path / "run" / "test", [{**names(u), "reference": "a", "hypothesis": "a"} for u in clips])
+        [test] = evaluations.find(tmp_path / "run")
+        heard = {clip.name: hertz(clip.audio) for clip in test.clips}
+        assert heard == {str(i): (tone, 1.0) for i, tone in enumerate(TONES[1])}
+
+
+def test_a_clip_that_cannot_be_read_has_no_player(tones, tmp_path, caplog):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    kept, *rows = [{**row, "reference": "a", "hypothesis": "a"} for row in tones]
+    rows[0]["audio_filepath"] = str(tmp_path / "gone.wav")
+    rows[1] |= {"audio_filepath": str(tmp_path / "broken.wav"), "bytes": [2, 4]}
+    unknown = {key: value for key, value in kept.items() if key not in ("offset", "duration")} | {"id": "unknown"}
+    write_test(tmp_path / "run" / "test", [kept, *rows, unknown])
+    [test] = evaluations.find(tmp_path / "run")
+    assert [clip.name for clip in test.clips if clip.audio] == ["0"]
+    assert "gone.wav" in caplog.text and "broken.wav" in caplog.text
+
+
+def test_what_the_model_hears_is_the_clip_too(tones, ctc_run, tmp_path):
+    """The same pictures of parts of a file, of shards, and of a file for each clip."""
+    manifest.write(tmp_path / "parts.jsonl", tones)
+    sound, rate = soundfile.read(tmp_path / "long.wav")
+    alone = []
+    for i, row in enumerate(tones):
+        soundfile.write(tmp_path / f"{i}.wav", sound[i * rate : (i + 1) * rate, 1], rate)
+        alone.append({"audio_filepath": f"{i}.wav", "duration": 1.0, "text": "a", "id": row["id"]})
+    manifest.write(tmp_path / "alone.jsonl", alone)
+    paths = [str(path) for path in (tmp_path / "parts.jsonl", pack(tmp_path, tones), tmp_path / "alone.jsonl")]
+    parts, packed, files = (listening.listen(ctc_run, {"data.train": path}, count=3) for path in paths)
+    assert len(files) == 3 and len({view.drawing for view in files}) == 3
+    assert parts == packed == files
+    both = listening.listen(ctc_run, {"data.train": paths[::2], "data.valid": None}, count=6)
+    assert both == [*parts, *files]
 
 
 def test_a_classifier_has_a_confusion_matrix(make_run):
@@ -145,6 +263,35 @@ def test_several_runs_are_side_by_side(make_run, tmp_path):
     html = (tmp_path / "both.html").read_text(encoding="utf-8")
     assert "Side by side" in html
     assert re.search(r"test: WER</th><td>30\.0 % .*?</td><td>30\.0 %", html)
+
+
+def test_every_run_has_a_line_of_its_own():
+    lines = [charts.Line(str(i), [0, 1], [i, i + 1]) for i in range(2 * len(charts.LINES) + 1)]
+    drawing = charts.curves(lines)
+    styles = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="fill: none;([^"]*var\(--line-[^"]*)"', drawing)
+    assert len(styles) == len(set(styles)) == len(lines)
+    keys = [charts.key(i) for i in range(len(lines))]
+    assert len(set(keys)) == len(lines)
+    for style, key in zip(styles, keys, strict=True):
+        assert re.search(r"var\(--line-\d\)", style)[0] in key
+        assert ("stroke-dasharray:" in style) == ('stroke-dasharray="none"' not in key)
+
+
+def test_labels_may_hold_any_character():
+    name = r"C:\1\g<0> $\x$"
+    assert f'aria-label="{name.replace("<", "&lt;")}"' in charts.curves([charts.Line(name, [0, 1], [0, 1])], label=name)
+    assert name.replace("<", "&lt;").replace(">", "&gt;") in charts.matrix([name, "b"], np.eye(2, dtype=int))
+    charts.spectrogram(np.ones((4, 5)), hop_s=0.01, symbols=[(0.02, r"$\x$")], label=name)
+
+
+def test_the_page_of_another_toolkits_log_claims_no_command(tmp_path):
+    history = [{"step": step, "loss": 3 - step / 100, "learning_rate": 1e-4} for step in range(0, 200, 10)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 200}))
+    render(f"run_dir={tmp_path}")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    origin = html[html.index('<section id="origin"') :]
+    assert "trainer_state.json, does not say by which command" in origin
+    assert "<pre>" not in origin and "speechssl finetune" not in html
 
 
 def test_mistakes_of_the_user_are_one_sentence(tmp_path, capsys):
