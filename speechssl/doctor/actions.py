@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from speechssl.training.trainer import Trainer
 
 RATE_FACTOR, LEAST_DIVERSITY = 0.3, 0.1
+# How often a run may be changed for one kind of finding; what that does not mend is for a person.
+MOST_TIMES = 3
 
 
 def _lower_rate(trainer: Trainer) -> str:

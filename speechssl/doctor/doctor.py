@@ -1,6 +1,6 @@
 """The doctor in a run: measures, has each row judged, says what is wrong and what mends it, and acts where it may.
 
-A finding is said once, and kept as an event in metrics.jsonl.
+A finding is said once, or again when what was done about it has not helped, and kept as an event in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Doctor:
 
     Args:
         act: "off" measures nothing; "warn" says what it finds; "adjust" also changes what can be changed in a run;
-            "rollback" goes back to the last checkpoint instead, and on at half the rate.
+            "rollback" goes back to the last checkpoint instead, or to the beginning, and on at half the rate.
         patience: see Judge.
         objective: name of the objective or task, for its healthy curves.
         settings: the run's config, dotted.
@@ -50,6 +50,7 @@ class Doctor:
         self.act, self.patience = act, patience
         self.objective, self.settings = objective, settings or {}
         self.probe = None if act == "off" else Probe()
+        self.found: list[Row] = []  # the events of the findings so far
 
     def attend(self, trainer: Trainer) -> None:
         """Begin with a run, or go on with one that is resumed."""
@@ -67,10 +68,12 @@ class Doctor:
         if trainer.step == 0:
             trainer.note(_beginning(trainer.model))
         rows = trainer.world.agree(read_rows(trainer.monitor.path) if trainer.monitor else [])
+        self.first_rate = trainer.base_lrs[0]
         for row in rows:
             self.judging.see(row)
             if row.get("acted"):
                 actions.adjust(trainer, row["finding"])
+        self.found = [row for row in rows if row.get("event") == "finding"]
 
     def begin_step(self, batches: Sequence[Batch], *, is_logged: bool) -> None:
         """A step begins with these clips; `is_logged` says whether it ends with a row."""
@@ -102,10 +105,32 @@ class Doctor:
             if self.act == "rollback" and finding.name in actions.BY_FINDING:
                 back = str(finding)
             elif self.act in ("adjust", "rollback"):
-                event["acted"] = actions.adjust(self.trainer, finding.name)
+                event["acted"] = self._adjust(finding.name)
+                event["rate_scale"] = self.trainer.base_lrs[0] / self.first_rate
                 log.warning("doctor: %s", event["acted"] or "nothing can be changed in a run")
-            self.trainer.note(event)
+            self._keep(event)
         return back
+
+    def went_back(self, event: Row) -> None:
+        """The run has gone back to an earlier step: judge it anew, and keep what was found after that step."""
+        if not self.probe:
+            return
+        self.judging.see(event)
+        lost = [finding for finding in self.found if finding["step"] > event["step"]]
+        self.found = [finding for finding in self.found if finding["step"] <= event["step"]]
+        for finding in lost:  # their lines are gone with the rows of those steps
+            self._keep({"found_at": finding["step"], **finding, "step": event["step"]})
+
+    def _adjust(self, name: str) -> str | None:
+        """Change what mends a finding, unless that has been done often enough; what was done, in words."""
+        done = sum(bool(event.get("acted")) for event in self.found if event["finding"] == name)
+        return actions.adjust(self.trainer, name) if done < actions.MOST_TIMES else None
+
+    def _keep(self, event: Row) -> None:
+        """An event goes to the run's file, and to the judge as if it were read there."""
+        self.found.append(event)
+        self.judging.see(event)
+        self.trainer.note(event)
 
 
 def _beginning(model: nn.Module) -> Row:

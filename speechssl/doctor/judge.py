@@ -1,11 +1,13 @@
 """Rows of a run's figures in, findings out; no torch, so that a finished run is examined at once.
 
 A finding opens when a rule has seen its evidence in so many rows in a row, and closes after as many without it, so
-that a single odd row says nothing.
+that a single odd row says nothing. Where a run was changed for a finding it is closed, and where a run went back to an
+earlier step all are: what lasts opens again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,22 +48,29 @@ class Judge:
         self.open: dict[str, Finding] = {}
         self.facts: Row = {}
         self.parts: frozenset[str] | None = None
+        self.rate_scales: dict[str, float] = {}  # how far optim.lr was lowered, by the kind of event
 
     def see(self, row: Row) -> list[Finding]:
-        """The findings that this row opens."""
-        if "parts" in row:  # of the event that a run begins with
-            self.parts = frozenset(row["parts"])
+        """The findings that this row opens; of an event, the one whose rows are gone since the run went back."""
+        if "event" in row:
+            return self._see_event(row)
         if "loss" not in row:
             return []
+        row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
         if row["step"] == 1:  # what is said once, and where some figures begin
             self.facts = {key: row[key] for key in ("listed_twice", "label_length_correlation") if key in row}
             self.facts |= {f"first_{key}": row[key] for key in ("blank_share", "code_usage") if key in row}
+        gaps = [gap for gap in (row.get("energy_gap"), self.facts.get("highest_energy_gap")) if gap is not None]
+        self.facts |= {"highest_energy_gap": max(gaps)} if gaps else {}
         # A run of a few steps has not come as far as its share of them says: the curves are of SHORTEST or more.
         progress = row["step"] / max(self.max_steps, healthy.SHORTEST)
-        figures = healthy.derive({**self.facts, **row}, self.settings)
+        rate_scale = math.prod(self.rate_scales.values())
+        figures = healthy.derive({**self.facts, "rate_scale": rate_scale, **row}, self.settings)
         case = Case(figures, progress, self.bands, self.settings, self.parts)
         opened = []
         for rule in RULES:
+            if rule.figure and figures.get(rule.figure) is None:
+                continue
             evidence = None if self._explained(rule.tier) and rule.name not in self.open else rule.look(case)
             self.bad[rule.name] = self.bad.get(rule.name, 0) + 1 if evidence else 0
             self.good[rule.name] = 0 if evidence else self.good.get(rule.name, 0) + 1
@@ -72,6 +81,22 @@ class Judge:
                 self.open[rule.name] = finding
                 opened.append(finding)
         return opened
+
+    def _see_event(self, event: Row) -> list[Finding]:
+        if "parts" in event:  # of the event that a run begins with
+            self.parts = frozenset(event["parts"])
+        if "rate_scale" in event:
+            self.rate_scales[event["event"]] = event["rate_scale"]
+        if event["event"] == "rolled_back":
+            self.bad, self.good, self.open = {}, {}, {}
+            self.facts.pop("highest_energy_gap", None)
+        if event.get("acted"):
+            self.open.pop(event["finding"], None)
+            self.bad[event["finding"]] = 0
+        if "found_at" not in event:
+            return []
+        cause, evidence, mend = (event[key] for key in ("cause", "evidence", "mend"))
+        return [Finding(event["finding"], event["found_at"], cause, evidence, mend)]
 
     def _explained(self, tier: int) -> bool:
         """Whether an open finding may be the cause of what is found in this tier."""

@@ -21,8 +21,9 @@ from speechssl.training.rows import read_rows
 # Their name -> ours.
 HUGGING_FACE = {"learning_rate": "lr"}
 FAIRSEQ = {"gnorm": "grad_norm", "temp": "gumbel_temperature", "loss_0": "loss_contrastive"}
-# fairseq logs losses in bits, and its wav2vec 2.0 quantizer has 2 x 320 codewords unless its config says otherwise.
-BITS, CODEWORDS = math.log(2), 640
+# fairseq logs losses in bits, and its wav2vec 2.0 has 2 x 320 codewords and 100 distractors unless its config says
+# otherwise.
+BITS, CODEWORDS, DISTRACTORS = math.log(2), 640, 100
 
 
 @dataclass
@@ -87,33 +88,61 @@ def _hugging_face(path: Path) -> Log:
     rows = []
     for entry in state.get("log_history", []):
         row = {HUGGING_FACE.get(key, key): _number(value) for key, value in entry.items()}
-        row = {key.replace("eval_", "valid_", 1): value for key, value in row.items()}
-        if "loss" in row and row["loss"] is None:
-            row["skipped_steps"] = 1.0
-        rows.append(row)
+        rows.append({key.replace("eval_", "valid_", 1): value for key, value in row.items()})
+    _unfilter(rows)
+    _count_wordless(rows)
     ctc = any("valid_wer" in row or "valid_cer" in row for row in rows)
     return Log(path, rows, "ctc" if ctc else None, state.get("max_steps") or _last_step(rows))
 
 
+def _unfilter(rows: list[Row]) -> None:
+    """Losses that are not finite: the Trainer logs 0 for them (logging_nan_inf_filter), beside such a gradient norm."""
+    losses = [row["loss"] for row in rows if "loss" in row]
+    for row in rows:
+        if "loss" in row and not row["loss"] and (row.get("grad_norm", 0.0) is None or not any(losses)):
+            row["loss"] = None
+
+
+def _count_wordless(rows: list[Row]) -> None:
+    """`wordless_validations`: how many there have been when none had a word right; an answer that is empty has 1.0."""
+    rates: list[float] = []
+    for row in rows:
+        rates += [row[name] for name in ("valid_wer", "valid_cer") if row.get(name) is not None][:1]
+        if "loss" in row and rates:
+            row["wordless_validations"] = len(rates) * all(rate == 1.0 for rate in rates)
+
+
 def _fairseq(path: Path) -> Log:
+    """Lines of JSON, as hydra writes them and as `fairseq-train --log-format json` does."""
     text = path.read_text(encoding="utf-8", errors="replace")
+    chance = 1 / (1 + _argument(text, "num_negatives", DISTRACTORS) + _argument(text, "cross_sample_negatives", 0))
     rows = []
-    for kind, line in re.findall(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})", text):
-        entry = json.loads(line)
-        prefix = "valid_" if kind == "valid" else ""
-        row = {FAIRSEQ.get(key, key): _number(value) for key, value in entry.items()}
-        step = row.get("num_updates") or row.get("valid_num_updates")
-        for name in ("loss", "loss_contrastive"):
-            if row.get(name) is not None:
-                row[name] *= BITS
-        if row.get("code_perplexity") is not None:
-            row["code_usage"] = row["code_perplexity"] / CODEWORDS
+    for kind, line in re.findall(r"\b(train_inner|valid)(?:\]\[INFO\] - | \| )(\{.*\})", text):
+        row = _fairseq_row(json.loads(line), chance)
+        step = row.pop("num_updates", None)
         if step is not None:
-            named = {key if key.startswith(prefix) else prefix + key: value for key, value in row.items()}
-            rows.append({"step": int(step), **named})
-    found = re.search(r"max_update'?\"?: (\d+)", text)
+            prefix = "valid_" if kind == "valid" else ""
+            rows.append({"step": int(step), **{prefix + name: value for name, value in row.items()}})
     objective = "wav2vec2" if any("code_perplexity" in row for row in rows) else None
-    return Log(path, rows, objective, int(found[1]) if found else _last_step(rows))
+    return Log(path, rows, objective, _argument(text, "max_update", 0) or _last_step(rows))
+
+
+def _fairseq_row(entry: dict[str, Any], chance: float) -> Row:
+    """Our names and nats, and what follows from the figures; `chance` is the accuracy of guessing."""
+    row = {}
+    for key, value in entry.items():
+        name, number = key.removeprefix("valid_"), _number(value)
+        is_loss = re.fullmatch(r"(best_|nll_)?loss(_\d+)?", name) and isinstance(number, float)
+        row[FAIRSEQ.get(name, name)] = number * BITS if is_loss else number
+    if row.get("code_perplexity") is not None:
+        row |= {"code_usage": row["code_perplexity"] / CODEWORDS, "chance": chance}
+    return row
+
+
+def _argument(text: str, name: str, default: int) -> int:
+    """A setting of fairseq's, from the settings that a log begins with: a dict, or a Namespace in older ones."""
+    found = re.search(rf"\b{name}['\"]?[:=] ?(\d+)", text)
+    return int(found[1]) if found else default
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from speechssl.data.loader import BatchLoader
-from speechssl.types import Batch
+from speechssl.types import Batch, Utterance
 
 # Frames that the spread of the output is measured on, clips of a manifest that are looked at, at most.
 FRAMES, CLIPS = 256, 2000
@@ -39,16 +39,13 @@ class Probe:
         encoder.context.register_forward_hook(self._watch_output)
 
     def clips(self, batches: Sequence[Batch]) -> None:
-        """The clips of a step: their loudness, and how many occur twice."""
+        """The clips of a step: their loudness, and how many occur twice in one batch (a step may have two epochs)."""
         if not self.armed:
             return
         lengths = [n for batch in batches for n in batch.lengths.tolist()]
-        squares = [x for batch in batches for x in batch.waveforms.square().sum(1).tolist()]
-        # Two crops of one recording differ in their samples, two copies of one in their paths.
-        places = [(str(u.audio_path), u.offset_s) for batch in batches for u in batch.utterances]
-        distinct = min(len(set(zip(lengths, squares, strict=True))), len(set(places)))
-        self.figures["input_level"] = (sum(squares) / sum(lengths)) ** 0.5
-        self.figures["repeat_share"] = 1 - distinct / len(lengths)
+        squares = [batch.waveforms.square().sum(1).tolist() for batch in batches]
+        self.figures["input_level"] = (sum(map(sum, squares)) / sum(lengths)) ** 0.5
+        self.figures["repeat_share"] = 1 - sum(map(_num_distinct, batches, squares)) / len(lengths)
 
     @contextlib.contextmanager
     def updating(self, model: nn.Module) -> Iterator[None]:
@@ -77,6 +74,20 @@ class Probe:
     def _watch_output(self, _module: nn.Module, _inputs: tuple, states: list[Tensor]) -> None:
         if self.armed and len(states[-1]) > 2 * FILLER:
             self.figures |= spread(states[-1][:-FILLER])
+
+
+def _num_distinct(batch: Batch, squares: list[float]) -> int:
+    """Clips of a batch less copies; `squares` is the sum of each clip's squared samples.
+
+    Two copies of one recording differ in their places, and two crops of it in their samples.
+    """
+    heard = set(zip(batch.lengths.tolist(), squares, strict=True))
+    return min(len(heard), len(set(map(_place, batch.utterances))))
+
+
+def _place(utterance: Utterance) -> tuple:
+    """Where a clip's audio is: many share the file of a tar shard, and two a stereo file."""
+    return str(utterance.audio_path), utterance.byte_range, utterance.channel, utterance.offset_s
 
 
 @torch.no_grad()
@@ -133,7 +144,7 @@ def data_facts(loader: BatchLoader) -> dict[str, float]:
     """
     usable = loader.usable[:: -(-len(loader.usable) // CLIPS)]
     clips = [loader.manifest[int(i)] for i in usable]
-    facts = {"listed_twice": 1 - len({(str(u.audio_path), u.offset_s) for u in clips}) / len(clips)}
+    facts = {"listed_twice": 1 - len(set(map(_place, clips))) / len(clips)}
     if loader.dataset.encode and len(clips) >= 50:
         lengths = np.array([[u.duration_s, len(loader.dataset.encode(u))] for u in clips])
         if (lengths.std(0) > 0.25 * lengths.mean(0)).all():

@@ -16,6 +16,15 @@ from speechssl.doctor.healthy import Bands, Row
 DATA, NUMBERS, PARTS, OUTCOME = range(4)
 APART = -1  # neither cause nor consequence of another
 
+# Of a run, where what has not begun yet will not; of the highest energy gap, where it is as good as none.
+LATE, CLOSED = 0.5, 0.05
+
+# By when a CTC head has left the stage of blanks; 500 steps of 10 s did in recipes/mboshi.
+PLATEAU_STEPS = 2000
+
+# What shows that numbers overflow.
+NOT_FINITE = {"loss": "loss", "grad_norm": "gradient"}
+
 # Parts of the encoder; a fine-tuning may freeze them on purpose.
 ENCODER = ("feature_encoder", "feature_norm", "projection", "mask_vector", "context")
 
@@ -65,6 +74,7 @@ class Rule:
         look: Case -> evidence, or None.
         cause: in words.
         mend: Case -> the override to set, or what to do.
+        figure: that it is told by, where not every row has it; rows without it say nothing. "" is any row.
     """
 
     name: str
@@ -72,6 +82,7 @@ class Rule:
     look: Callable[[Case], str | None]
     cause: str
     mend: Callable[[Case], str]
+    figure: str = ""
 
 
 def _silent(case: Case) -> str | None:
@@ -98,9 +109,11 @@ def _shuffled(case: Case) -> str | None:
 
 def _skipped(case: Case) -> str | None:
     share = case.get("skipped_steps") or 0.0
-    if share >= 0.2 or ("loss" in case.row and case.get("loss") is None):
+    if share >= 0.2:
         return f"{share:.0%} of the steps had a gradient that is not finite and were skipped"
-    return None
+    # Other toolkits go on with such a step, and log it.
+    bad = [what for name, what in NOT_FINITE.items() if name in case.row and case.get(name) is None]
+    return f"the {' and the '.join(bad)} of this row {'are' if len(bad) > 1 else 'is'} not finite" if bad else None
 
 
 def _cold(case: Case) -> str | None:
@@ -170,13 +183,33 @@ def _collapsed(case: Case) -> str | None:
     return None
 
 
+def _alike(case: Case) -> str | None:
+    """Pairs that belong together are no nearer than others, though they were, or never were until late in the run."""
+    gap, highest = case.get("energy_gap"), max(case.get("highest_energy_gap") or 0.0, 0.0)
+    # Batches of one clip have no other pairs, and a gap of just 0.
+    if case.progress < LATE or gap is None or not (gap < 0 or gap < CLOSED * highest):
+        return None
+    return f"energy_gap is {gap:.2g}, and was {highest:.2g} at most"
+
+
+def _wordless(case: Case) -> str | None:
+    """No word right in any validation so far, as when the answers are empty."""
+    count = case.get("wordless_validations") or 0
+    return f"not one word was right in {count} validations" if count >= 3 and case.progress >= LATE else None
+
+
 def _blank(case: Case) -> str | None:
     """Nothing but blanks: from the first step on, or when healthy runs have left that stage."""
     share, first = case.get("blank_share"), case.get("first_blank_share")
-    if share is None or share < 0.98:
+    if share is None:
+        return _wordless(case)
+    if share < 0.98:
         return None
     if first is not None and first >= 0.98:
         return f"{first:.0%} of the frames are blank from the first step on; healthy heads begin with 0 to 15 %"
+    # Healthy curves are of short runs, in which the plateau is a large share.
+    if case.get("step") >= PLATEAU_STEPS:
+        return f"{share:.0%} of the frames are blank, after {case.get('step'):,} steps"
     return case.outside("blank_share", above=1.02)
 
 
@@ -202,10 +235,17 @@ def _full(case: Case) -> str | None:
 
 
 def _lower_rate(case: Case) -> str:
-    rate = case.setting("optim.lr") or case.get("lr")
+    rate = (case.setting("optim.lr") or 0.0) * (case.get("rate_scale") or 1.0) or case.get("lr")
     band, value = case.bands.ever("update_ratio/context"), case.get("update_ratio/context")
     factor = max(value / band[1], 2.0) if band and value else 3.0
     return f"optim.lr={rate / factor:.1g}" if rate else "a lower optim.lr"
+
+
+def _more_codes(case: Case) -> str:
+    """A weight where the objective has one; a log of another toolkit does not say its settings."""
+    if case.settings and "objective.diversity_weight" not in case.settings:
+        return "labels made of other features (objective.labels), or fewer of them (objective.num_clusters)"
+    return f"objective.diversity_weight={max(2 * (case.setting('objective.diversity_weight') or 0), 0.1):g}"
 
 
 def _leave_chance(case: Case) -> str:
@@ -259,7 +299,8 @@ RULES = (
         OUTCOME,
         _collapsed_codes,
         "nearly all frames get the same few codes",
-        lambda case: f"objective.diversity_weight={max(2 * (case.setting('objective.diversity_weight') or 0), 0.1):g}",
+        _more_codes,
+        figure="code_usage",
     ),
     Rule(
         "collapse",
@@ -269,13 +310,19 @@ RULES = (
         lambda case: f"a lower rate, {_lower_rate(case)}, and a longer optim.warmup",
     ),
     Rule(
+        "pairs_alike",
+        OUTCOME,
+        _alike,
+        "pairs that belong together are no nearer than pairs that do not",
+        lambda case: f"a lower rate, {_lower_rate(case)}, and a longer optim.warmup",
+        figure="energy_gap",
+    ),
+    Rule(
         "blank_plateau",
         OUTCOME,
         _blank,
         "the head answers blank to everything",
-        lambda _: (
-            "task.freeze_encoder=0.1, so that the head learns first, a longer run, and a head without a blank bias"
-        ),
+        lambda _: "task.freeze_encoder=0.1, so that the head learns first, a smaller data.batch_seconds and more steps",
     ),
     Rule(
         "not_learning",

@@ -26,12 +26,14 @@ class Ranking:
         self.best: list[tuple[float, int]] = []
         self.since_best = 0
 
-    def add(self, value: float, step: int) -> bool:
+    def add(self, value: float, step: int, *, waits: bool = False) -> bool:
         """Take note of a validation; true if it is among the best that are kept. Of equal values the first stays.
 
-        A value that is not finite is never among them.
+        A value that is not finite is never among them. One that `waits`, as on CTC's plateau of blanks, takes no
+        patience.
         """
-        self.since_best = 0 if value < min((value for value, _ in self.best), default=math.inf) else self.since_best + 1
+        is_better = value < min((value for value, _ in self.best), default=math.inf)
+        self.since_best = 0 if is_better else self.since_best + (not waits)
         if not math.isfinite(value):
             return False
         self.best = sorted([*self.best, (value, step)])[: self.keep]

@@ -126,6 +126,8 @@ class Recovery:
                 with self._writing():
                     truncate_rows(metrics, last_step=0)
                     files.remove(self.run_dir / "rollbacks.json")
+            if self.doctor.act == "rollback":  # the beginning is saved too: what it goes back to first
+                self.saved_step = None
             return
         if self.options.resume == "never":
             raise UserError(f"{self.run_dir} holds a run already; choose another run_dir or trainer.resume=auto")
@@ -210,5 +212,7 @@ class Recovery:
                 if folder:
                     checkpoints.adopt(self.checkpoints, folder, damaged)
                 truncate_rows(self.run_dir / "metrics.jsonl", last_step=self.step)
-        self.note({"step": self.step, "event": "rolled_back", "rolled_back_from": failed_step, "rate_scale": scale})
+        event = {"step": self.step, "event": "rolled_back", "rolled_back_from": failed_step, "rate_scale": scale}
+        self.note(event)
+        self.doctor.went_back(event)
         log.warning("%s; going on from step %d with the rate times %g", reason, self.step, scale)

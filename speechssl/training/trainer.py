@@ -36,6 +36,9 @@ from speechssl.types import Batch, LossOutput
 
 log = logging.getLogger("speechssl")
 
+# Share of blank frames from which on a CTC head has not begun to say anything.
+BLANK = 0.98
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
@@ -127,7 +130,8 @@ class Trainer(Recovery):
         self.checkpoints = run_dir / "checkpoints"
         self.device = torch.device(options.device)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.step = self.saved_step = 0
+        self.step = 0
+        self.saved_step: int | None = 0  # None has step 0 saved too
         # The last step of which all is done and nothing of the next; None in between, when nothing may be saved.
         self.ready_step: int | None = 0
         self.loader_state = self._loader_state([])
@@ -359,7 +363,8 @@ class Trainer(Recovery):
 
     def _rank(self, row: dict[str, float]) -> None:
         """Compare a validation with those before it; where the run is over, with the average of the best."""
-        if self.ranking.add(self._cost(row), self.step) and self.ranking.steps[0] == self.step:
+        waits = row.get("valid_blank_share", 0.0) >= BLANK
+        if self.ranking.add(self._cost(row), self.step, waits=waits) and self.ranking.steps[0] == self.step:
             self.best_name = f"step_{self.step}"
         if self.ranking.is_over:
             log.info("stopped at step %d: %d validations in a row were no better", self.step, self.options.patience)

@@ -109,6 +109,13 @@ def test_rate_thirty_times_too_high(tmp_path, speech):
     assert events[0]["mend"].startswith("optim.lr=")
 
 
+def test_rollback_finds_a_rate_that_holds_before_the_first_checkpoint(tmp_path, speech):
+    events = pretrain(tmp_path, speech, "optim.lr=0.045", "doctor.act=rollback")
+    assert names(events) == ["rate_too_high"] * len(events)
+    assert 1 <= len(events) <= 3
+    assert all(event["found_at"] > event["step"] == 0 for event in events)
+
+
 @pytest.mark.parametrize("override", ["objective.temperature=1e-6", "objective.gumbel_end=0.0"])
 def test_temperature_zero(tmp_path, speech, override):
     assert names(pretrain(tmp_path, speech, override, stop_at=10)) == ["temperature"]

@@ -95,6 +95,14 @@ def test_each_disease_is_named_alone_with_its_mend(change, settings, name, mend)
     assert mend in found[0].mend
 
 
+def test_a_long_run_need_not_be_nearly_over_to_be_called_blank(monkeypatch):
+    # Short runs may be blank for half their steps.
+    monkeypatch.setitem(BANDS.ranges, "blank_share", [[0.0, 1.0]] * len(EDGES))
+    blank = [{"blank_share": 1.0, "first_blank_share": 0.1}] * 5
+    assert findings(*blank, max_steps=12_000, begin=1500) == []
+    assert [one.name for one in findings(*blank, max_steps=12_000, begin=2000)] == ["blank_plateau"]
+
+
 def test_guessing_is_a_finding_only_where_healthy_runs_have_left_it():
     guessing = {"accuracy": 0.02}
     assert findings(*[guessing] * 5, max_steps=1000) == []
@@ -106,11 +114,68 @@ def test_a_run_of_a_few_steps_is_not_judged_by_the_end_of_long_ones():
     assert findings(*[{"code_usage": 0.01}] * 5, settings={"data.batch_seconds": 1.5}) == []
 
 
+def gaps(*values, max_steps=300, begin=200):
+    found = findings(*[{"energy_gap": value} for value in values], max_steps=max_steps, begin=begin)
+    return [(one.name, one.step) for one in found]
+
+
+def test_a_gap_that_closes_late_is_a_finding():
+    assert gaps(0.3, 0.2, 0.0, 0.001, 0.0) == [("pairs_alike", 204)]
+    assert gaps(3.0, 2.0, 0.1, -0.1, 0.1) == [("pairs_alike", 204)]  # of logits, which are larger
+    assert gaps(0.3, 0.2, 0.0, 0.001, 0.0, begin=2) == []  # early, gaps come and go
+    assert gaps(0.3, 0.2, 0.0, 0.1, 0.0, 0.0, 0.1) == []
+    assert gaps(*[-0.001] * 4) == [("pairs_alike", 202)]  # it never opened
+    assert gaps(*[0.0] * 9) == []  # batches of one clip
+
+
+def test_gaps_of_healthy_runs_are_no_finding():
+    wav2vec2 = (0.0, 0.0, 0.001, 0.016, 0.027, 0.044, 0.052, 0.082, 0.098, 0.057, 0.079, 0.093, 0.118)
+    hubert = (-0.008, 0.0004, 0.0047, 0.031, 0.36, 0.59, 1.1, 2.8, 0.96, 3.0, 1.7, 0.96, 1.2)
+    for curve in (wav2vec2, hubert):
+        assert gaps(*curve, max_steps=13, begin=1) == []
+        assert gaps(*curve, begin=288) == []
+
+
+def test_rows_without_the_figure_neither_open_nor_close_a_finding():
+    well, bad, without = ({"energy_gap": 0.3}, {"energy_gap": 0.0}, {"energy_gap": "absent"})
+    rows = [well, *[bad, without] * 3, *[without] * 4, *[bad] * 3]
+    assert [one.name for one in findings(*rows, max_steps=300, begin=200)] == ["pairs_alike"]
+
+
+def test_a_run_that_went_back_is_judged_anew():
+    bad, back = {"code_usage": 0.01}, {"loss": "absent", "event": "rolled_back", "rate_scale": 0.5}
+    assert len(findings(*[bad] * 5, back, *[bad] * 3)) == 2
+    assert len(findings(*[bad] * 2, back, *[bad] * 2)) == 0
+
+
+def test_an_objective_without_a_diversity_weight_is_told_something_else():
+    bad = [{"code_usage": 0.01}] * 3
+    hubert = {"objective.name": "hubert", "objective.labels": None, "objective.num_clusters": 100}
+    assert "diversity_weight" not in findings(*bad, settings=hubert)[0].mend
+    assert "objective.num_clusters" in findings(*bad, settings=hubert)[0].mend
+    assert findings(*bad)[0].mend == "objective.diversity_weight=0.1"  # another toolkit's log has no settings
+
+
+@pytest.mark.parametrize(
+    ("change", "evidence"),
+    [
+        ({"loss": None}, "the loss of this row is not finite"),
+        ({"loss": float("nan")}, "the loss of this row is not finite"),
+        ({"grad_norm": None}, "the gradient of this row is not finite"),
+        ({"loss": None, "grad_norm": None}, "the loss and the gradient of this row are not finite"),
+        ({"loss": None, "skipped_steps": 1.0}, "100% of the steps had a gradient that is not finite and were skipped"),
+    ],
+)
+def test_what_is_not_finite_is_said_as_it_is(change, evidence):
+    [found] = findings(*[change] * 4)
+    assert (found.name, found.evidence) == ("non_finite", evidence)
+
+
 def test_every_rule_is_tried_above():
     tried = {
         "silent_data repeated_clips shuffled_labels temperature half_precision non_finite rate_too_high frozen_part "
         "diversity_off "
-        "codebook_collapse collapse blank_plateau not_learning loader_starved memory_full"
+        "codebook_collapse collapse pairs_alike blank_plateau not_learning loader_starved memory_full"
     }
     assert {rule.name for rule in RULES} == set(*map(str.split, tried))
 

@@ -28,6 +28,16 @@ def test_a_value_that_is_not_finite_is_never_the_best():
     assert ranking.is_over
 
 
+def test_patience_begins_where_there_is_something_to_be_better_than():
+    ranking = Ranking(keep=1, patience=2)
+    for step in range(1, 6):  # nothing but blanks: a CER of 1 each time
+        ranking.add(1.0, step, waits=True)
+        assert not ranking.is_over
+    for step, cer in ((6, 0.9), (7, 0.95), (8, 0.92)):
+        ranking.add(cer, step)
+    assert ranking.is_over and ranking.steps == [6]
+
+
 def test_patience_counts_validations_that_are_no_better():
     ranking = Ranking(keep=1, patience=2)
     over = []

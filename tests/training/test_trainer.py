@@ -15,6 +15,8 @@ from torch import nn
 
 from speechssl.data.loader import BatchLoader
 from speechssl.data.text import BLANK
+from speechssl.doctor.doctor import Doctor
+from speechssl.doctor.rules import NUMBERS, Rule
 from speechssl.errors import Interrupted, UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.manifest import Manifest
@@ -75,7 +77,7 @@ def build(tmp_path, write_corpus, small_config, wav2vec2_options):
     """`build(run, objective=…, weights=…, **options)`: a trainer of a small model on tones, with all randomness on."""
     manifests = Manifest(write_corpus("train", seconds=SECONDS)), Manifest(write_corpus("valid", seconds=(0.5, 0.7)))
 
-    def make(run="run", *, objective=None, weights=0, encoder_changes=None, valid=True, **changes):
+    def make(run="run", *, objective=None, weights=0, encoder_changes=None, valid=True, doctor=None, **changes):
         torch.manual_seed(weights)
         encoder = Encoder(small_config(**{"dropout": 0.1, "layer_drop": 0.3} | (encoder_changes or {})))
         options = wav2vec2_options(feature_dropout=0.1)
@@ -98,6 +100,7 @@ def build(tmp_path, write_corpus, small_config, wav2vec2_options):
             run_config=f"run: {run}\n",
             config=model_config(sample_rate=16_000, normalize=False, encoder=encoder.config, objective=options),
             options=TrainerOptions(**OPTIONS | changes),
+            doctor=doctor,
         )
 
     return make
@@ -638,6 +641,73 @@ def test_without_a_checkpoint_the_run_goes_on_from_where_it_is(build):
     assert [row["step"] for row in rows(trainer)] == [1, 2, 3, 4, 5]
     assert rows(trainer)[3]["event"] == "rolled_back"
     assert rows(trainer)[4]["lr"] < rows(trainer)[2]["lr"]
+
+
+@pytest.fixture
+def too_fast(monkeypatch):
+    """`too_fast(limit)`: a rate above it is a finding that sends a run back."""
+
+    def set_limit(limit):
+        def look(case):
+            return "fast" if case.get("lr") > limit else None
+
+        rule = Rule("rate_too_high", NUMBERS, look, "the rate is too high", lambda case: "a lower one")
+        monkeypatch.setattr("speechssl.doctor.judge.RULES", (rule,))
+
+    return set_limit
+
+
+def watched(build, run="run", **changes):
+    doctor = Doctor(act="rollback", patience=3)
+    return build(run, doctor=doctor, valid=False, log_every=1, checkpoint_every=1000, **changes)
+
+
+def test_the_doctor_goes_back_to_the_beginning_before_the_first_checkpoint(build, too_fast):
+    too_fast(1.6e-3)  # steps 2, 3 and 4 of 12, which have 2e-3, 3e-3 and 2.7e-3, and none at half the rate
+    trainer = watched(build)
+    trainer.fit()
+    _, back, found, *steps = rows(trainer)
+    assert back == {"step": 0, "event": "rolled_back", "rolled_back_from": 4, "rate_scale": 0.5}
+    assert (found["finding"], found["step"], found["found_at"]) == ("rate_too_high", 0, 4)
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert max(row["lr"] for row in steps) == pytest.approx(1.5e-3)
+    plain = build("plain", valid=False, log_every=1)
+    plain.fit()
+    assert steps[0]["loss"] == rows(plain)[0]["loss"]  # from the first weights
+
+
+def test_a_rate_that_is_still_too_high_is_found_again(build, too_fast):
+    too_fast(0.8e-3)
+    trainer = watched(build)
+    trainer.fit()
+    assert [row["rate_scale"] for row in rows(trainer) if row.get("event") == "rolled_back"] == [0.5, 0.25]
+    assert [row["found_at"] for row in rows(trainer) if row.get("event") == "finding"] == [3, 4]
+    too_fast(1e-6)
+    with pytest.raises(UserError, match=r"stops after 3 times .*rate_too_high.*lower optim\.lr"):
+        watched(build, "ending").fit()
+
+
+def test_a_run_that_went_back_to_the_beginning_can_be_resumed_there(build, too_fast):
+    too_fast(1.6e-3)
+    whole = watched(build, "whole")
+    whole.fit()
+    first = watched(build, "parts")
+    after_step(first, 3, lambda: first.num_rollbacks and die())
+    with pytest.raises(Killed):
+        first.fit()
+    second = watched(build, "parts")
+    second.fit()
+    watch = ("input_level", "repeat_share")
+    assert [[row[name] for name in ("loss", "lr", *watch)] for row in figures(second)] == [
+        [row[name] for name in ("loss", "lr", *watch)] for row in figures(whole)
+    ]
+    assert [row["found_at"] for row in rows(second) if row.get("event") == "finding"] == [4]
+
+
+def test_only_a_run_that_may_go_back_saves_its_beginning(build):
+    trainer = build(max_steps=3, keep_last=9, valid=False)
+    trainer.fit()
+    assert [path.name for path in (trainer.run_dir / "checkpoints").glob("step_*")] == ["step_3"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(build):
