@@ -18,6 +18,7 @@ from speechssl.commands import cluster, pretrain
 from speechssl.config import plain
 from speechssl.errors import UserError
 from speechssl.training.files import link
+from speechssl.training.lock import in_turn
 
 
 def run(config: DictConfig) -> None:
@@ -32,11 +33,13 @@ def run(config: DictConfig) -> None:
     for number in range(1, config.iterations + 1):
         clusters = config.clusters[min(number, len(config.clusters)) - 1]
         labels, run_dir = folder / f"labels_{number}", folder / f"iteration_{number}"
-        if not (labels / "clusters.json").is_file():
-            source = "mfcc" if number == 1 else str(folder / f"iteration_{number - 1}")
-            cluster.run(_clusters(config, source, clusters, labels))
+        with in_turn(folder):
+            if not (labels / "clusters.json").is_file():
+                source = "mfcc" if number == 1 else str(folder / f"iteration_{number - 1}")
+                cluster.run(_clusters(config, source, clusters, labels))
         pretrain.run(_pretraining(config, clusters, labels, run_dir))
-        link(folder / "last", run_dir.name)
+        with in_turn(folder):
+            link(folder / "last", run_dir.name)
 
 
 def _clusters(config: DictConfig, source: str, num_clusters: int, out: Path) -> DictConfig:

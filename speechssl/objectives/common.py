@@ -45,6 +45,8 @@ class PretrainingObjective(nn.Module):
     """A self-supervised objective: what the commands and the trainer ask of it besides `counts` and `forward`."""
 
     watching = True
+    # Whether stored labels of frames have to fit the clips as they are.
+    has_frame_labels = False
     # What the encoder has to be for this objective, whatever the model's yaml says: keys of EncoderConfig.
     encoder_needs: ClassVar[dict[str, Any]] = {}
 

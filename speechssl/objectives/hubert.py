@@ -7,8 +7,6 @@ The first labels are clusters of MFCC with differences, made when a run begins u
 from __future__ import annotations
 
 import logging
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +31,8 @@ log = logging.getLogger("speechssl")
 
 class HubertObjective(PretrainingObjective):
     """Cross-entropy with stored labels at masked frames."""
+
+    has_frame_labels = True
 
     def __init__(
         self,
@@ -77,11 +77,8 @@ class HubertObjective(PretrainingObjective):
         folder = self.folder
         if folder is None:
             folder = Path(config.run_dir) / "labels"
-            done = folder / "clusters.json"
-            if not done.is_file() and os.environ.get("RANK", "0") == "0":
+            if not (folder / "clusters.json").is_file():  # ranks come in turn: the first one makes them
                 self._make(folder, config, [m for m in manifests if m is not None])
-            while not done.is_file():  # of several processes the first one makes them
-                time.sleep(1)
         self.open(folder)
 
     def open(self, folder: str | Path) -> None:

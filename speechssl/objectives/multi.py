@@ -44,10 +44,12 @@ class MultiObjective(PretrainingObjective):
 
     @classmethod
     def complete(cls, values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
-        """With each part's settings as its yaml has them for the run's model."""
+        """With each part's settings as its yaml has them for the run's model, and as `settings` has them above that."""
         from omegaconf import OmegaConf
 
-        settings = {}
+        given, settings = OmegaConf.to_container(OmegaConf.from_dotlist(list(values["settings"]))), {}
+        if strange := sorted(given.keys() - set(values["parts"])):
+            raise UserError(f"objective.settings has {strange[0]!r}, which is not among objective.parts; add it there")
         for name in values["parts"]:
             known = [x for x in options("objective", configs=config_dir()) if x != "multi"]
             if name not in known:
@@ -58,7 +60,18 @@ class MultiObjective(PretrainingObjective):
             whole = OmegaConf.create({"model": config.model, "objective": node})
             part = OmegaConf.to_container(whole.objective, resolve=True)
             settings[name] = {key: x for key, x in part.items() if key not in ("name", "_target_", "best")}
+            if unknown := sorted((given.get(name) or {}).keys() - settings[name].keys()):
+                raise UserError(
+                    f"objective.settings.{name} has {unknown[0]!r}, but the settings of {name} are "
+                    f"{', '.join(sorted(settings[name]))}"
+                )
+            settings[name] |= given.get(name) or {}
         return {**values, "settings": settings}
+
+    @property
+    def has_frame_labels(self) -> bool:
+        """Whether a part has."""
+        return any(part.has_frame_labels for part in self.parts.values())
 
     def prepare(self, config: DictConfig, manifests: Sequence[Manifest | None]) -> None:
         """Let each part prepare."""
@@ -86,6 +99,7 @@ class MultiObjective(PretrainingObjective):
             output = part(encoder, batch, generator)
             for term, x in output.terms.items():
                 found.terms[f"{name}_{term}"] = Term(x.sum, x.count, self.weights[name] * x.weight)
+            # As a pair accuracy and chance mean something: both of one part.
+            found.metrics |= output.metrics if not found.metrics else {}
             found.metrics |= {f"{name}_{key}": figure for key, figure in output.metrics.items()}
-            found.metrics = output.metrics | found.metrics
         return found

@@ -6,7 +6,9 @@ is who. Ranks talk over gloo, on the CPU; gradients, and statistics of a whole b
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,8 @@ from speechssl.types import LossOutput
 
 # Of all-reduces within a forward and backward pass, apart from those of DDP and FSDP2, whose order they do not share.
 _statistics: dist.ProcessGroup | None = None
+# That group and the one for plain data, from the first run on.
+_groups: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
 
 
 class World:
@@ -55,8 +59,14 @@ class World:
         global _statistics
         if self.size > 1:
             dist.barrier(group=self._talk)
-            dist.destroy_process_group()
             _statistics = None
+            _leave_at_exit()
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Once a run has ended well. Not before: a process forms groups once, and may have another run to do in them."""
+    atexit.register(dist.destroy_process_group)
 
 
 def is_rank() -> bool:
@@ -66,14 +76,16 @@ def is_rank() -> bool:
 
 def join(device: str) -> World:
     """Meet the other processes that torchrun started, if it did; makes `device` (cpu or cuda) this rank's own."""
-    global _statistics
+    global _statistics, _groups
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
         return World()
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    _statistics = dist.new_group()
-    return World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+    if _groups is None:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        _groups = dist.new_group(), dist.new_group(backend="gloo")
+    _statistics, talk = _groups
+    return World(dist.get_rank(), dist.get_world_size(), talk)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

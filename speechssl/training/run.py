@@ -122,7 +122,7 @@ def build_trainer(
         "objective": objective if supervised else None,
     }
     train, valid = manifests
-    if config.augment.speed_probability and getattr(objective, "stored", None):
+    if config.augment.speed_probability and getattr(objective, "has_frame_labels", False):
         raise UserError("labels of frames do not fit clips of another speed: set augment.speed_probability=0")
     loader = build_loader(config, train, train=True, **shared)
     valid_loader = build_loader(config, valid, train=False, **shared) if valid else None

@@ -38,6 +38,7 @@ def test_parts_are_weighted_and_named(small_config, make_batch):
             "objective=multi",
             "objective.parts=[pretext,best_rq]",
             "objective.weights=[0.5,2]",
+            "objective.settings=['best_rq.num_codewords=64']",
             "data.train=x",
             "run_dir=x",
         ],
@@ -46,6 +47,7 @@ def test_parts_are_weighted_and_named(small_config, make_batch):
     del values["_target_"], values["best"], values["name"]
     values = MultiObjective.complete(values, config)
     assert values["settings"]["best_rq"]["sample_rate"] == 16_000
+    assert values["settings"]["best_rq"]["num_codewords"] == 64
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder))).eval()
     objective = MultiObjective(encoder.config, **values).eval()
@@ -59,7 +61,22 @@ def test_parts_are_weighted_and_named(small_config, make_batch):
     }
     alone = objective.parts["best_rq"](encoder, batch).terms["masked"]
     torch.testing.assert_close(found.terms["best_rq_masked"].sum, alone.sum)
-    assert {"best_rq_accuracy", "energy_gap"} <= found.metrics.keys()
+    assert {"best_rq_accuracy", "best_rq_chance", "energy_gap"} <= found.metrics.keys()
+    # Those without a part's name are the first's alone, and not of whichever has one.
+    bare = {name for name in found.metrics if not name.startswith(("pretext_", "best_rq_"))}
+    assert bare == set(objective.parts["pretext"](encoder, batch).metrics)
+    assert not objective.has_frame_labels
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [("apc.x=1", "'apc', which is not among"), ("best_rq.words=3", "'words', but the settings of best_rq are")],
+)
+def test_settings_of_no_part_are_one_sentence(settings, reason):
+    config = compose("pretrain", ["model=tiny", "objective=multi", "data.train=x", "run_dir=x"])
+    values = {"parts": ["best_rq"], "weights": [1.0], "settings": [settings]}
+    with pytest.raises(UserError, match=reason):
+        MultiObjective.complete(values, config)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +85,4 @@ def test_parts_are_weighted_and_named(small_config, make_batch):
 )
 def test_parts_that_cannot_be_are_one_sentence(parts, reason):
     with pytest.raises(UserError, match=reason):
-        MultiObjective.complete({"parts": parts, "weights": [1.0]}, OmegaConf.create({"model": {}}))
+        MultiObjective.complete({"parts": parts, "weights": [1.0], "settings": []}, OmegaConf.create({"model": {}}))

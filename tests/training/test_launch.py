@@ -30,15 +30,15 @@ RUN = (
 
 @pytest.fixture
 def start(tmp_path, write_corpus, small_model):
-    """`start(*overrides)`: the command in a process of its own, its run folder and what it says on stderr."""
+    """`start(*overrides, verb=…)`: the command in a process of its own, its run folder and what it says on stderr."""
     train, valid = write_corpus("train", seconds=(0.5, 0.6, 0.4, 0.8, 0.7)), write_corpus("valid")
 
-    def run(*overrides):
+    def run(*overrides, verb="pretrain"):
         paths = f"data.train={train}", f"data.valid={valid}", f"run_dir={tmp_path / 'run'}"
         arguments = [*paths, *small_model, *RUN, *overrides]
         said = (tmp_path / "said").open("w+")
         process = subprocess.Popen(
-            [sys.executable, "-m", "speechssl", "pretrain", *arguments],
+            [sys.executable, "-m", "speechssl", verb, *arguments],
             stderr=said,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
@@ -139,3 +139,13 @@ def test_of_ranks_that_fail_the_first_speaks(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "asked_to_end", True)
     assert not ranks.may_speak(RuntimeError("Connection closed by peer"))
     assert ranks.rank() == 2
+
+
+@pytest.mark.slow
+def test_ranks_share_hubert_labels_of_every_iteration(start):
+    """One rank after the other asks for the labels, whichever comes first; the group is formed anew each iteration."""
+    process, run, said = start("clusters=[4,5]", "iterations=2", "trainer.max_steps=2", verb="hubert")
+    assert process.wait(timeout=300) == 0, said.read_text()
+    assert (run / "last").resolve() == run / "iteration_2"
+    assert [row["step"] for row in rows(run / "last") if "loss" in row] == [1, 2]
+    assert not list(run.glob(".tmp*"))
