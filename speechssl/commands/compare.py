@@ -25,8 +25,9 @@ from speechssl.errors import UserError
 from speechssl.evaluation.comparison import Contender, Measured, run_measured, write
 from speechssl.training.run import choose_device, open_manifest
 
-# Two short runs say how long a step takes, and all that comes before the first.
-SHORT, LONG = 4, 40
+# Where a run stops, and goes on from, that says how long a step takes: preparation is before the first stop, and each
+# start costs the same from then on.
+STOPS = (4, 8, 44)
 HEALTH = ("output_variance", "effective_rank", "code_usage", "energy_gap", "target_variance")
 RANDOM = Contender("random", "best_rq", ())  # a step at no rate leaves an encoder as it began
 
@@ -41,6 +42,9 @@ def run(config: DictConfig) -> None:
     if isinstance(config.data.labelled, str):
         config.data.labelled = [config.data.labelled]
     data = config.data
+    stems = [Path(path).stem for path in data.labelled]
+    if len(set(stems)) < len(stems):
+        raise UserError("data.labelled= has two files of one name, which is what their columns are called; rename one")
     train, *_ = [open_manifest(path) for path in (data.train, data.valid, data.test, *data.labelled)]
     durations_s = train.durations_s.clip(max=config.model.pretrain.max_clip_s)
     batches = DurationBuckets(durations_s, batch_seconds=config.data.batch_seconds, seed=0).epoch(0)
@@ -92,10 +96,10 @@ class _Comparison:
     def _seconds(self, measured: Measured) -> float:
         return measured.wall_s if self.on_gpu else measured.cpu_s
 
-    def _train(self, name: str, steps: int, *more: str) -> Measured:
+    def _train(self, name: str, steps: int, *more: str, record: str | None = None) -> Measured:
         data = self.config.data
         return run_measured(
-            self.folder / f"{name}.json",
+            self.folder / f"{record or name}.json",
             "pretrain",
             [
                 f"model={self.config.model.name}",
@@ -117,9 +121,9 @@ class _Comparison:
         if self.contender == RANDOM:
             self._train("pretrained", 1, valid, "optim.lr=1e-12")
             return {"steps": 0, **self._health()}
-        short, long = (self._train(f"speed_{steps}", steps) for steps in (SHORT, LONG))
-        step_s = max((self._seconds(long) - self._seconds(short)) / (LONG - SHORT), 1e-3)
-        start_s = max(self._seconds(short) - SHORT * step_s, 0.0)
+        first, short, long = (self._seconds(self._train("speed", stop, record=f"speed_{stop}")) for stop in STOPS)
+        step_s = max(long - short, 1e-3) / (STOPS[2] - 2 * STOPS[1] + STOPS[0])
+        start_s = max(first - STOPS[0] * step_s, 0.0)
         steps = int((self.config.budget - start_s) / step_s)
         if steps < 1:
             raise UserError(

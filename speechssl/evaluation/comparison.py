@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from speechssl.config import plain
 from speechssl.errors import UserError
 
 log = logging.getLogger("speechssl")
@@ -49,23 +51,33 @@ def run_measured(record: Path, verb: str, overrides: Sequence[str], model: DictC
     """A command in a new process; what it took is in `record`, and where that is there already nothing is run.
 
     Args:
-        record: JSON file of the result.
+        record: JSON file of the command and what it took.
         verb, overrides: as on the command line.
         model: takes the place of the config's `model`.
+
+    Raises:
+        UserError: the command failed, or the record is of another one.
     """
+    command = [verb, *overrides, *([] if model is None else [f"model={json.dumps(plain(model))}"])]
     if not record.is_file():
         record.parent.mkdir(parents=True, exist_ok=True)
         log.info("speechssl %s %s", verb, " ".join(overrides))
         # Anew, since neither torch's threads nor a GPU survive a fork.
-        child = multiprocessing.get_context("spawn").Process(target=_child, args=(record, verb, list(overrides), model))
+        arguments = (record, command, verb, list(overrides), model)
+        child = multiprocessing.get_context("spawn").Process(target=_child, args=arguments)
         child.start()
         child.join()
         if child.exitcode or not record.is_file():
             raise UserError(f"`speechssl {verb}` failed for {record.with_suffix('')}; its reason is above")
-    return Measured(**json.loads(record.read_text(encoding="utf-8")))
+    found = json.loads(record.read_text(encoding="utf-8"))
+    changed = [pair for pair in zip_longest(found["command"], command, fillvalue="nothing there") if len(set(pair)) > 1]
+    if changed:
+        before, now = changed[0]
+        raise UserError(f"{record.with_suffix('')} was made with {before}, where now is {now}; choose another out=")
+    return Measured(**found["took"])
 
 
-def _child(record: Path, verb: str, overrides: list[str], model: DictConfig | None) -> None:
+def _child(record: Path, command: list[str], verb: str, overrides: list[str], model: DictConfig | None) -> None:
     from speechssl.config import compose
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
@@ -75,12 +87,12 @@ def _child(record: Path, verb: str, overrides: list[str], model: DictConfig | No
         if model is not None:
             config.model = model
         importlib.import_module(f"speechssl.commands.{verb}").run(config)
-        found = asdict(_measure(time.monotonic() - started))
+        took = asdict(_measure(time.monotonic() - started))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps({"command": command, "took": took}) + "\n", encoding="utf-8")
     temporary.rename(record)
 
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from speechssl.evaluation.comparison import Measured, table
+from speechssl.errors import UserError
+from speechssl.evaluation.comparison import Measured, run_measured, table
 
 
 def test_columns_are_those_that_any_row_has():
@@ -26,7 +27,7 @@ def record(monkeypatch):
 
     from speechssl.commands import compare
 
-    commands = []
+    commands, steps_done = [], {}
 
     def run(path, verb, overrides, model=None):
         commands.append((verb, overrides))
@@ -40,8 +41,11 @@ def record(monkeypatch):
         else:
             row = {"step": steps, "valid_loss": 1.0, "valid_effective_rank": 7.0, "valid_energy_gap": 0.5}
             (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        # 2 s before the first step, then half a second each.
-        return Measured(cpu_s=2.0 + 0.5 * steps, wall_s=99.0, memory_mib=300.0)
+        # 6 s of preparation in a new run, 2 s before the first step, then half a second each.
+        before = steps_done.get(folder)
+        steps_done[folder] = steps
+        cpu_s = (6.0 if before is None else 0.0) + 2.0 + 0.5 * (steps - (before or 0))
+        return Measured(cpu_s=cpu_s, wall_s=99.0, memory_mib=300.0)
 
     monkeypatch.setattr(compare, "run_measured", run)
     return commands
@@ -65,7 +69,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["objective"] for row in rows] == ["random", "hubert", "byol_teacher-none_predictor-copy"]
     for row in rows[1:]:
-        assert (row["steps"], row["pretrain_s"], row["memory_mib"]) == (36, 20.0, 300.0)  # (20 - 2) / 0.5
+        assert (row["steps"], row["pretrain_s"], row["memory_mib"]) == (24, 20.0, 300.0)  # (20 - 6 - 2) / 0.5
         # Clips of 2.3 s in all are one batch, so an hour is 3600 / 2.3 steps.
         assert row["seconds_per_hour"] == pytest.approx(0.5 * 3600 / 2.3, rel=1e-4)
         assert (row["cer_ten"], row["wer_ten"], row["speaker_accuracy"]) == (0.25, 0.5, 0.75)
@@ -85,6 +89,18 @@ def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):
     shared += [f"data.labelled=[{train}]", f"out={tmp_path / 'out'}"]
     assert "did you mean hubert?" in speechssl("compare", "objectives=[huber]", *shared).sentence
     assert "names one twice" in speechssl("compare", "objectives=[hubert,hubert]", *shared).sentence
+    twice = f"data.labelled=[{train},{tmp_path / 'elsewhere' / train.name}]"
+    assert "two files of one name" in speechssl("compare", *shared, twice).sentence
+
+
+def test_figures_of_other_settings_are_not_taken_for_these(tmp_path):
+    record = tmp_path / "pretrained.json"
+    took = {"cpu_s": 1.0, "wall_s": 2.0, "memory_mib": 3.0}
+    record.write_text(json.dumps({"command": ["pretrain", "trainer.max_steps=36"], "took": took}))
+    assert run_measured(record, "pretrain", ["trainer.max_steps=36"]) == Measured(**took)
+    for other, words in ((["trainer.max_steps=72"], "max_steps=36, where now is"), ([], "where now is nothing there")):
+        with pytest.raises(UserError, match=words):
+            run_measured(record, "pretrain", other)
 
 
 @pytest.mark.slow
