@@ -3,7 +3,7 @@
 Examples:
   speechssl compare budget=600 data.train=train.jsonl data.valid=valid.jsonl data.labelled=[10min.jsonl] \\
     data.test=test.jsonl out=compared
-  speechssl compare "objectives=[byol,'byol teacher=none predictor=copy']" data.train=train.jsonl \\
+  speechssl compare "objectives=[byol,'byol teacher=none','byol optim.lr=3e-4']" data.train=train.jsonl \\
     data.valid=valid.jsonl data.labelled=[10min.jsonl,1h.jsonl] data.test=test.jsonl out=kin
 
 Each objective is pretrained for as many steps as fit the budget, fine-tuned on each amount of transcripts, and probed
@@ -57,13 +57,13 @@ def run(config: DictConfig) -> None:
 
 
 def _contender(text: str) -> Contender:
-    """`NAME key=value ...`, the keys those of the objective."""
+    """`NAME key=value ...`, the keys those of the objective, or `optim.` and one of the optimiser's."""
     name, *settings = text.split()
     known = options("objective", configs=config_dir())
     if name not in known:
         raise UserError(f"objectives= has {name!r}: did you mean {nearest(name, known)}? (they are {', '.join(known)})")
     label = "_".join([name, *(setting.replace("=", "-").replace("/", "-") for setting in settings)])
-    return Contender(label, name, tuple(f"objective.{setting}" for setting in settings))
+    return Contender(label, name, tuple(x if x.startswith("optim.") else f"objective.{x}" for x in settings))
 
 
 class _Comparison:
