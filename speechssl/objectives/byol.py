@@ -17,7 +17,16 @@ from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.teacher import Teacher
 from speechssl.models.views import two_views
-from speechssl.objectives.common import PretrainingObjective, encode_views, gather_rows, in_fp32, pool, spread, view_gap
+from speechssl.objectives.common import (
+    PretrainingObjective,
+    encode_views,
+    gather_rows,
+    in_fp32,
+    mlp,
+    pool,
+    spread,
+    view_gap,
+)
 from speechssl.types import Batch, LossOutput, Term
 
 TEACHERS, PREDICTORS = ("ema", "none"), ("mlp", "direct", "copy", "none")
@@ -68,11 +77,11 @@ class BYOLObjective(PretrainingObjective):
         self.correlation_decay, self.correlation_eps = correlation_decay, correlation_eps
         self.variance_weight, self.covariance_weight = variance_weight, covariance_weight
         size = encoder.hidden_size
-        self.projector = _mlp(size, 2 * size, final_size)
-        self.predictor = _mlp(final_size, 2 * size, final_size) if predictor == "mlp" else None
+        self.projector = mlp(size, 2 * size, final_size)
+        self.predictor = mlp(final_size, 2 * size, final_size) if predictor == "mlp" else None
         self.teacher = None
         if teacher == "ema":
-            network = nn.ModuleDict({"encoder": Encoder(encoder), "projector": _mlp(size, 2 * size, final_size)})
+            network = nn.ModuleDict({"encoder": Encoder(encoder), "projector": mlp(size, 2 * size, final_size)})
             self.teacher = Teacher(network, memory=teacher_memory, anneal=teacher_anneal)
         if predictor in ("direct", "copy"):
             self.register_buffer("correlation", torch.zeros(final_size, final_size))
@@ -170,13 +179,3 @@ class BYOLObjective(PretrainingObjective):
                     before = terms[name].sum if name in terms else 0.0
                     terms[name] = Term(before + value * count / 2, count, weight)
         return terms
-
-
-def _mlp(input_size: int, size: int, output_size: int) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear. The norm has the batch's own statistics always, teacher and validation too."""
-    return nn.Sequential(
-        nn.Linear(input_size, size),
-        nn.BatchNorm1d(size, track_running_stats=False),
-        nn.ReLU(),
-        nn.Linear(size, output_size),
-    )

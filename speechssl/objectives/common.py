@@ -113,6 +113,19 @@ def in_fp32(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def mlp(input_size: int, size: int, output_size: int) -> nn.Sequential:
+    """Linear, batch norm, ReLU, linear: a projector of pooled frames, which otherwise soon collapses at a high rate.
+
+    The norm has the batch's own statistics always, teacher and validation too.
+    """
+    return nn.Sequential(
+        nn.Linear(input_size, size),
+        nn.BatchNorm1d(size, track_running_stats=False),
+        nn.ReLU(),
+        nn.Linear(size, output_size),
+    )
+
+
 def pool(output: EncoderOutput) -> Tensor:
     """[B, C]: the mean of each clip's last frames."""
     return torch.stack([clip.mean(0) for clip in output.packed[-1].split(output.frame_lengths)])

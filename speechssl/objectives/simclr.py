@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.views import two_views
-from speechssl.objectives.common import PretrainingObjective, encode_views, gather_rows, in_fp32, pool, spread, view_gap
+from speechssl.objectives.common import (
+    PretrainingObjective,
+    encode_views,
+    gather_rows,
+    in_fp32,
+    mlp,
+    pool,
+    spread,
+    view_gap,
+)
 from speechssl.types import Batch, LossOutput, Term
 
 
@@ -42,7 +51,7 @@ class SimCLRObjective(PretrainingObjective):
         self.crop_length = max(round(crop_s * sample_rate), encoder.receptive_field)
         self.noise_snr_db, self.temperature = tuple(noise_snr_db), temperature
         size = encoder.hidden_size
-        self.projector = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, final_size))
+        self.projector = mlp(size, size, final_size)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return: two crops a clip."""
