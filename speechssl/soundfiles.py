@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import soundfile
@@ -168,14 +169,24 @@ def _sound_file(path: Location, data: bytes | None) -> soundfile.SoundFile:
 
 def _whole_mp3(file: soundfile.SoundFile, path: Location, data: bytes | None) -> soundfile.SoundFile:
     """The same file, or itself opened such that all of it is read."""
-    data = data if data is not None else Path(path).read_bytes()
-    frames = Frames(data)
+    frames = _frames(path) if data is None else Frames(data)
     if frames.is_as_promised or not frames.number:
         return file
     if frames.promised and frames.number < frames.promised:
         raise truncated(path)
     file.close()
-    return soundfile.SoundFile(frames.told(data))
+    return soundfile.SoundFile(frames.told(Path(path).read_bytes() if data is None else data))
+
+
+def _frames(path: Location) -> Frames:
+    """The frames of an MP3 file, counted once: a long one is opened for each of its windows."""
+    status = Path(path).stat()
+    return _frames_then(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _frames_then(path: Location, mtime_ns: int, size: int) -> Frames:
+    return Frames(Path(path).read_bytes())
 
 
 def _is_cut(file: soundfile.SoundFile, path: Location, data: bytes | None, size: int) -> bool:

@@ -44,10 +44,16 @@ def run(config: DictConfig) -> None:
     encoder, sample_rate, normalize, pretrained = _encoder(config)
     if options["freeze_feature_encoder"] is None:
         options["freeze_feature_encoder"] = config.init != "none"
+    has_adapters = options.get("lora_rank") or options.get("adapter_size")
+    if has_adapters and config.encoder.reset_layers:
+        raise UserError(
+            f"encoder.reset_layers={config.encoder.reset_layers} begins layers anew that would not train beside "
+            "task.lora_rank or task.adapter_size; drop one of them"
+        )
     if config.init == "none":
         # Nothing has been learned that freezing could keep.
         options["freeze_encoder"] = 0.0
-        if options.get("lora_rank") or options.get("adapter_size"):
+        if has_adapters:
             raise UserError("task.lora_rank and task.adapter_size adapt an encoder that has learned; give init=")
     options |= objective_class(options["name"]).data_options(manifests[0], **options)
     if options["name"] == "semi":

@@ -24,8 +24,9 @@ from speechssl.data.text import Vocabulary, normalize
 from speechssl.decoding.beam import token_names_of
 from speechssl.decoding.ngram import estimate
 from speechssl.errors import UserError
+from speechssl.heads.ctc import CTCObjective
+from speechssl.inference import load_model
 from speechssl.manifest import Manifest
-from speechssl.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("speechssl")
 
@@ -39,15 +40,13 @@ def run(config: DictConfig) -> None:
         raise UserError(f"text={config.text} has no sentence in it; give a text file, or a manifest with transcripts")
     vocabulary, lowercase = None, config.lowercase
     if config.checkpoint is not None:
-        options = load_checkpoint(config.checkpoint, prefer="best").config["objective"]
-        if "vocabulary" not in options:
+        recognizer = load_model(config.checkpoint, device="cpu").with_head(CTCObjective)
+        if recognizer is None:
             raise UserError(
                 f"checkpoint={config.checkpoint} has no CTC head, so it has no units; leave it out for words"
             )
-        vocabulary = Vocabulary(
-            tuple(options["vocabulary"]), options.get("units", "characters"), options.get("language", "en-us")
-        )
-        lowercase = lowercase or options["lowercase"]
+        vocabulary = recognizer.objective.vocabulary
+        lowercase = lowercase or recognizer.objective.lowercase
     sentences = [_tokens(normalize(text, lowercase=lowercase), vocabulary) for text in texts]
     kept = [sentence for sentence in sentences if sentence]
     if not kept:

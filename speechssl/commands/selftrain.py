@@ -19,6 +19,8 @@ import json
 import logging
 import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +35,33 @@ from speechssl.errors import UserError
 from speechssl.evaluation.testset import run_over
 from speechssl.evaluation.wer import count_edits
 from speechssl.inference import load_model
-from speechssl.manifest import Manifest
+from speechssl.manifest import Manifest, ManifestSet
 from speechssl.recognizer import Recognizer
 from speechssl.training.files import write_json
+from speechssl.training.run import open_manifest
 from speechssl.types import Utterance
 
 log = logging.getLogger("speechssl")
+
+NEEDS_WORDS = (
+    "selftrain learns from words, and a model of phonemes writes none by itself: give decoder=beam with "
+    "decoder.lexicon or a decoder.lm of words, and install flashlight-text"
+)
 
 
 def run(config: DictConfig) -> None:
     """All rounds."""
     folder = Path(config.run_dir)
-    labelled, unlabelled = Manifest(config.data.train), Manifest(config.data.unlabelled)
-    _finetune(config, folder / "round_0", config.data.train)
+    labelled, unlabelled = open_manifest(config.data.train), Manifest(config.data.unlabelled)
+    if config.task.get("units") == "phonemes" and not (config.decoder.get("lm") or config.decoder.get("lexicon")):
+        raise UserError(NEEDS_WORDS)  # before a round is trained
+    _finetune(config, folder / "round_0", plain(config.data)["train"])
     print(json.dumps({"round": 0, **_best(folder / "round_0")}), flush=True)
     for number in range(1, config.rounds + 1):
         here = folder / f"round_{number}"
         found = pseudo_label(config, folder / f"round_{number - 1}", unlabelled, here)
         rows = mix(labelled, found["rows"], labelled_share=config.labelled_share, folder=here)
-        manifests.write(here / "train.jsonl", rows)
-        _finetune(config, here, str(here / "train.jsonl"))
+        _finetune(config, here, write(here, rows))
         print(json.dumps({"round": number, **found["figures"], **_best(here)}), flush=True)
 
 
@@ -61,15 +70,17 @@ def pseudo_label(config: DictConfig, teacher: Path, unlabelled: Manifest, here: 
 
     Where the unlabelled clips have a transcript after all, the figures hold the error rate of what was kept.
     """
-    done_before = here / "pseudo.json"
+    done_before, settings = here / "pseudo.json", _settings(config, unlabelled)
     if done_before.is_file():
-        return json.loads(done_before.read_text(encoding="utf-8"))
-    model = load_model(teacher, device=config.trainer.device)
-    recognizer = Recognizer(model, build(config.decoder, vocabulary=model.objective.vocabulary))
+        found = json.loads(done_before.read_text(encoding="utf-8"))
+        _check_settings(found.get("settings", {}), settings, done_before)
+        return found
+    recognizer = _recognizer(config, teacher)
+    head = recognizer.model.objective
     log.info("transcribing %d clips with %s", len(unlabelled), teacher)
     done = run_over(
         unlabelled,
-        model,
+        recognizer.model,
         lambda batch: recognizer.decode(batch.waveforms, batch.lengths),
         check=lambda utterance: None,
         batch_seconds=config.data.batch_seconds,
@@ -100,12 +111,43 @@ def pseudo_label(config: DictConfig, teacher: Path, unlabelled: Manifest, here: 
         "lowest_confidence": kept[-1][0],
     }
     if all(utterance.text for _, utterance, _ in kept):
-        lowercase = model.objective.lowercase
-        said = [normalize(utterance.text, lowercase=lowercase) for _, utterance, _ in kept]
+        said = [normalize(utterance.text, lowercase=head.lowercase) for _, utterance, _ in kept]
         figures["cer_of_kept"] = count_edits(said, [text for _, _, text in kept], characters=True).rate
     here.mkdir(parents=True, exist_ok=True)
-    write_json(done_before, {"rows": rows, "figures": figures})
-    return {"rows": rows, "figures": figures}
+    found = {"rows": rows, "figures": figures, "settings": settings}
+    write_json(done_before, found)
+    return found
+
+
+def _recognizer(config: DictConfig, teacher: Path) -> Recognizer:
+    """The teacher, whose hypotheses are words."""
+    recognizer = Recognizer(load_model(teacher, device=config.trainer.device))
+    vocabulary = recognizer.model.objective.vocabulary
+    recognizer.decoder = build(config.decoder, vocabulary=vocabulary)
+    if vocabulary.units == "phonemes" and not recognizer.decoder.has_lexicon:
+        raise UserError(NEEDS_WORDS)
+    return recognizer
+
+
+def _settings(config: DictConfig, unlabelled: Manifest) -> dict[str, Any]:
+    """What decides which clips are kept, besides the teacher."""
+    decoder = plain(config.decoder)
+    name = decoder.pop("_target_").split(".")[-2]  # its module is called as the option is
+    return {
+        "data.unlabelled": str(unlabelled.path),
+        "decoder": name,
+        **{f"decoder.{key}": value for key, value in decoder.items()},
+        "keep_share": config.keep_share,
+        "min_confidence": config.min_confidence,
+    }
+
+
+def _check_settings(before: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"{path} was made with {key}={before.get(key)}, not {value}: give that again, or another run_dir"
+            )
 
 
 def confidence(transcript: Transcript) -> float:
@@ -115,37 +157,54 @@ def confidence(transcript: Transcript) -> float:
 
 
 def mix(
-    labelled: Manifest, pseudo: list[dict[str, Any]], *, labelled_share: float, folder: Path
+    labelled: Manifest | ManifestSet, pseudo: list[dict[str, Any]], *, labelled_share: float, folder: Path
 ) -> list[dict[str, Any]]:
     """Rows to train on: the real transcripts as often as gives them their share of the seconds, and the others once.
 
-    Copies have names of their own, so that their masks differ.
+    Copies have names of their own, so that their masks differ; clips of two manifests may be called alike.
     """
     real_s = sum(float(x) for x in labelled.durations_s)
     other_s = sum(row["duration"] for row in pseudo)
     wanted_s = other_s * labelled_share / max(1 - labelled_share, 1e-6)
     copies = max(round(wanted_s / real_s), 1)
-    rows = []
+    rows, times = [], Counter()
     for utterance in labelled:
         row = _row(utterance, folder)
-        rows += [row | ({"id": f"{utterance.id}#{copy}"} if copy else {}) for copy in range(copies)]
+        for _ in range(copies):
+            number = times[utterance.id]
+            rows.append(row | ({"id": f"{utterance.id}#{number}"} if number else {}))
+            times[utterance.id] += 1
     return rows + pseudo
 
 
+def write(folder: Path, rows: Sequence[dict[str, Any]]) -> str | list[str]:
+    """Write the rows as one manifest or, where some are parts of shards, as two, since none may hold both."""
+    parts = {
+        "train.jsonl": [row for row in rows if "bytes" not in row],
+        "train_shards.jsonl": [row for row in rows if "bytes" in row],
+    }
+    paths = [str(folder / name) for name, part in parts.items() if part]
+    for path in paths:
+        manifests.write(path, parts[Path(path).name])
+    return paths if len(paths) > 1 else paths[0]
+
+
 def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
-    """A clip's line in a manifest of `folder`."""
-    path = os.path.relpath(utterance.audio_path.resolve(), folder.resolve())
+    """A clip's line in a manifest of `folder`; a URL stays as it is."""
+    path = utterance.audio_path
+    if isinstance(path, Path):
+        path = os.path.relpath(path.resolve(), folder.resolve())
     return {**utterance.fields, "id": utterance.id, "audio_filepath": path}
 
 
-def _finetune(config: DictConfig, run_dir: Path, train: str) -> None:
+def _finetune(config: DictConfig, run_dir: Path, train: str | list[str]) -> None:
     values = plain(config)
     for key in ("rounds", "keep_share", "min_confidence", "labelled_share", "decoder"):
         del values[key]
     del values["data"]["unlabelled"]
     values["run_dir"], values["data"]["train"] = str(run_dir), train
     # What fine-tuning takes besides has its default.
-    defaults = plain(compose("finetune", [f"run_dir={run_dir}", f"init={config.init}", f"data.train={train}"]))
+    defaults = plain(compose("finetune", ["run_dir=-", "init=-", "data.train=-"]))
     values["data"] = defaults["data"] | values["data"]
     finetune.run(OmegaConf.create(defaults | values))
 

@@ -34,14 +34,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from speechssl import cpu
 from speechssl.config import build
-from speechssl.decoding.formats import FORMATS, LINES
+from speechssl.decoding.formats import FORMATS, LINES, names_of
 from speechssl.errors import UserError
 from speechssl.inference import load_model, recordings
 from speechssl.recognizer import Recognition, Recognizer
 
 log = logging.getLogger("speechssl")
 
-_worker: Recognizer | None = None  # of a process of jobs=N
+_worker: Recognizer | UserError | None = None  # of a process of jobs=N; why it has none
 
 
 def run(config: DictConfig) -> None:
@@ -59,13 +59,14 @@ def _transcribe(config: DictConfig, paths: list[Path], *, is_folder: bool) -> No
     if is_folder and config.format not in LINES and config.out is None:
         raise UserError(f"format={config.format} of a folder is a file for each recording: give out=DIR")
     form, ending = FORMATS[config.format]
+    names = names_of(paths, Path(config.audio) if is_folder else paths[0].parent)
     for path, recognition in _recognize(config, paths):
         if config.out is not None:
-            _write(_place(config, path, ending, is_folder=is_folder), form(path, recognition))
+            _write(_place(config, path, ending, is_folder=is_folder), form(path, names[path], recognition))
         elif config.format == "text" and is_folder:
             print(f"{path}\t{recognition.text}", flush=True)
         else:
-            sys.stdout.write(form(path, recognition))
+            sys.stdout.write(form(path, names[path], recognition))
             sys.stdout.flush()
 
 
@@ -108,11 +109,16 @@ def _recognizer(config: DictConfig) -> Recognizer:
 def _start_worker(config: str, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
-    _worker = _recognizer(OmegaConf.create(config))
+    try:
+        _worker = _recognizer(OmegaConf.create(config))
+    except UserError as error:  # which would be lost with the process
+        _worker = error
 
 
 def _recognize_one(path: Path) -> Recognition | str:
     """What a file says, or why it cannot be used."""
+    if isinstance(_worker, UserError):
+        raise _worker
     try:
         [(_, transcript)] = _worker.transcripts([path], batch_seconds=0.0)
     except UserError as error:

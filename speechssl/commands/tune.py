@@ -41,7 +41,8 @@ def run(config: DictConfig) -> None:
     manifest.check_files()
     model = load_model(config.checkpoint, device=config.trainer.device)
     recognizer = Recognizer(model, window_s=None)
-    decoder = build(config.decoder, vocabulary=model.objective.vocabulary)
+    head = recognizer.model.objective
+    decoder = build(config.decoder, vocabulary=head.vocabulary)
     if not isinstance(decoder, BeamDecoder) or (decoder.lm is None and not decoder.has_lexicon):
         raise UserError(
             "tune searches weights of beam search: give decoder.lm or decoder.lexicon, with flashlight-text"
@@ -55,10 +56,9 @@ def run(config: DictConfig) -> None:
         check=lambda utterance: None if utterance.text else "it has no `text`",
         **options,
     )
-    lowercase, vocabulary = model.objective.lowercase, model.objective.vocabulary
-    references = [normalize(u.text, lowercase=lowercase) for u in done.utterances]
-    if vocabulary.units == "phonemes" and not decoder.has_lexicon:
-        references = [vocabulary.reference(text) for text in references]
+    references = [normalize(u.text, lowercase=head.lowercase) for u in done.utterances]
+    if head.vocabulary.units == "phonemes" and not decoder.has_lexicon:
+        references = [head.vocabulary.reference(text) for text in references]
     found = search(decoder, done.results, references, by=config.by)
     path = Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.data.bpe import SPACE
-from speechssl.data.text import BLANK, BLANK_INDEX, Vocabulary, normalize
+from speechssl.data.text import BLANK, BLANK_INDEX, Vocabulary, describe, normalize
 from speechssl.decoding.alignment import align
 from speechssl.decoding.greedy import GreedyDecoder
 from speechssl.decoding.ngram import UNKNOWN, arpa_words
@@ -31,6 +31,7 @@ from speechssl.errors import UserError
 log = logging.getLogger("speechssl")
 
 NEVER = -1e5  # log-probability of what must not happen
+NUM_NAMED = 8  # symbols in a message
 _BINARY = b"mmap lm http://kheafield.com/code"
 
 
@@ -60,7 +61,8 @@ class BeamDecoder:
         beam_threshold: one that is so many nats behind the best is dropped.
         lm_weight, word_score: see above; word_score counts with a lexicon only.
         nbest: readings of each clip that are given.
-        hotwords: words or phrases that get a bonus of `hotword_score` nats.
+        hotwords: words or phrases that get a bonus of `hotword_score` nats, lower-cased where they cannot be spelled
+            as they are.
         weights: a file of `speechssl tune`, whose lm_weight and word_score take the place of the others.
 
     Raises:
@@ -88,10 +90,10 @@ class BeamDecoder:
         if not self.has_space:
             self.tokens.append(SPACE)  # the search needs one; it is never likely
         self.silence = self.tokens.index(SPACE)
-        hotwords = [normalize(phrase) for phrase in hotwords]
-        self.spellings = self._spellings(lexicon, hotwords)
+        self.spellings = self._spellings(lexicon)
+        self.hotwords = self._take_hotwords([normalize(str(phrase)) for phrase in hotwords])
         self.options = {"beam_size": beam_size, "beam_threshold": beam_threshold, "nbest": nbest, "log_add": True}
-        self.hotwords, self.hotword_score = hotwords, hotword_score
+        self.hotword_score = hotword_score
         chosen = {"lm_weight": lm_weight, "word_score": word_score}
         self.set_weights(**(chosen if weights is None else _read_weights(weights)))
 
@@ -105,6 +107,7 @@ class BeamDecoder:
         from torchaudio.models.decoder import ctc_decoder
 
         self.options |= {"lm_weight": lm_weight if self.lm else 1.0, "word_score": word_score}
+        weighed = {"lm_weight": 1.0} if self.hotwords else {}  # HotwordLM weighs by itself
         with tempfile.TemporaryDirectory(prefix="speechssl") as folder:
             path = None
             if self.spellings is not None:
@@ -120,7 +123,7 @@ class BeamDecoder:
                     blank_token=BLANK,
                     sil_token=SPACE,
                     unk_word=UNKNOWN,
-                    **self.options,
+                    **self.options | weighed,
                 )
 
     def __call__(self, logits: Tensor) -> Transcript:
@@ -176,10 +179,11 @@ class BeamDecoder:
             return " ".join(hypothesis.words)
         return " ".join(self.vocabulary.decode(self._labels(hypothesis)[0]).split())
 
-    def _spellings(self, lexicon: str | None, hotwords: list[str]) -> list[tuple[str, list[str]]] | None:
+    def _spellings(self, lexicon: str | None) -> list[tuple[str, list[str]]] | None:
         """Each word of the lexicon with its tokens, a space at its end; None where anything can be written."""
         if lexicon is not None:
             words = _read_lexicon(lexicon)
+            self._check_beside(lexicon)
         elif self.lm is None or self._is_of_units():
             return None
         else:
@@ -189,11 +193,10 @@ class BeamDecoder:
                 "a lexicon needs a model of characters or phonemes, and this one writes BPE pieces: give decoder.lm an "
                 "LM of its pieces, as `speechssl lm checkpoint=` writes it"
             )
-        words += [(word, None) for phrase in hotwords for word in phrase.split()]
         found, unspellable = [], []
         for word, spelling in dict.fromkeys(words):
-            tokens = spelling.split() if spelling else token_names_of(self.vocabulary.split(word))
-            if tokens and set(tokens) <= set(self.tokens):
+            tokens = spelling.split() if spelling else self._tokens_of(word)
+            if self._can_write(tokens):
                 found.append((word, [*tokens, SPACE]))
             else:
                 unspellable.append(word)
@@ -217,12 +220,54 @@ class BeamDecoder:
             )
         return found
 
+    def _take_hotwords(self, phrases: list[str]) -> list[str]:
+        """The phrases in the letter case that the model writes; a lexicon gets those of their words that it lacks."""
+        known = {word for word, _ in self.spellings or ()}
+        found = [self._hotword(phrase, known) for phrase in phrases if phrase]
+        if self.spellings is not None:
+            words = dict.fromkeys(word for phrase in found for word in phrase.split() if word not in known)
+            self.spellings += [(word, [*self._tokens_of(word), SPACE]) for word in words]
+        return found
+
+    def _hotword(self, phrase: str, known: set[str]) -> str:
+        """A phrase as it is or, where that cannot be spelled, in lower case, as some models write everything."""
+        for form in (phrase, normalize(phrase, lowercase=True)):
+            parts = form.split() if self.has_lexicon else [form]
+            if all(part in known or self._can_write(self._tokens_of(part)) for part in parts):
+                return form
+        raise UserError(f"the hotword {phrase!r} cannot be spelled with the checkpoint's symbols; drop it")
+
+    def _tokens_of(self, text: str) -> list[str]:
+        return token_names_of(self.vocabulary.split(text))
+
+    def _can_write(self, tokens: list[str]) -> bool:
+        return bool(tokens) and set(tokens) <= set(self.tokens)
+
     def _is_of_units(self) -> bool:
         """Whether the language model is of the vocabulary's units, not of words."""
         with contextlib.suppress(OSError), Path(self.lm).open("rb") as file:
             if file.read(len(_BINARY)) == _BINARY:
                 raise UserError(f"{self.lm}: a binary language model does not tell its words; give decoder.lexicon too")
-        return set(arpa_words(self.lm)) <= set(self.tokens)
+        words = arpa_words(self.lm)
+        missing = sorted(set(words) - set(self.tokens))
+        if missing and _are_units(words):
+            raise UserError(
+                f"{self.lm} is a language model of units, some of which the checkpoint lacks, "
+                f"{describe(missing[:NUM_NAMED])}: build it with `speechssl lm checkpoint=` of this checkpoint"
+            )
+        return not missing
+
+    def _check_beside(self, lexicon: str) -> None:
+        """UserError where the language model is of units; of KenLM's binary form that cannot be told."""
+        words = []
+        if self.lm is not None:
+            with contextlib.suppress(UserError):  # KenLM will complain, if it cannot read the file either
+                words = arpa_words(self.lm)
+        if _are_units(words):
+            raise UserError(
+                f"{self.lm} is a language model of units, and decoder.lexicon={lexicon} needs one of words: drop one "
+                "of them"
+            )
 
     def _language_model(self, lexicon: str | None) -> Any:
         """The language model with bonuses for the hotwords; one that knows nothing where there is none."""
@@ -239,16 +284,13 @@ class BeamDecoder:
         else:
             # By the numbers of the search's tokens; torchaudio's own dictionary has them in another order.
             index = Dictionary(self.tokens)
-            spellings = [token_names_of(self.vocabulary.split(phrase)) for phrase in self.hotwords]
-            for phrase, spelling in zip(self.hotwords, spellings, strict=True):
-                if not set(spelling) <= set(self.tokens):
-                    raise UserError(f"the hotword {phrase!r} cannot be spelled with the checkpoint's symbols; drop it")
-            phrases = [[index.get_index(name) for name in spelling] for spelling in spellings]
+            phrases = [[index.get_index(name) for name in self._tokens_of(phrase)] for phrase in self.hotwords]
             boundary = self.silence if self.vocabulary.units != "bpe" else None
         lm = KenLM(self.lm, index) if self.lm else ZeroLM()
         if not phrases:
             return lm
-        return HotwordLM(lm, phrases, bonus=self.hotword_score / self.options["lm_weight"], boundary=boundary)
+        weight = self.options["lm_weight"]
+        return HotwordLM(lm, phrases, weight=weight, bonus=self.hotword_score, boundary=boundary)
 
 
 def token_names(vocabulary: Vocabulary) -> list[str]:
@@ -259,6 +301,11 @@ def token_names(vocabulary: Vocabulary) -> list[str]:
 def token_names_of(symbols: Sequence[str]) -> list[str]:
     """As `token_names`."""
     return [SPACE if symbol == " " else symbol for symbol in symbols]
+
+
+def _are_units(words: Sequence[str]) -> bool:
+    """Whether the words of a language model are units: characters with the space, or pieces that begin with it."""
+    return any(word.startswith(SPACE) for word in words)
 
 
 def _read_weights(path: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from speechssl.recognizer import Recognition
 PAUSE_S, MAX_LETTERS, MAX_S = 0.8, 84, 7.0
 
 
-def as_text(path: Path, recognition: Recognition) -> str:
+def as_text(path: Path, name: str, recognition: Recognition) -> str:
     """The text alone."""
     return recognition.text + "\n"
 
 
-def as_json(path: Path, recognition: Recognition) -> str:
+def as_json(path: Path, name: str, recognition: Recognition) -> str:
     """A line of JSON with words, their times in seconds and confidences."""
     row = {"audio_filepath": str(path), **asdict(recognition)}
     if not recognition.alternatives:
@@ -27,7 +27,7 @@ def as_json(path: Path, recognition: Recognition) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def as_srt(path: Path, recognition: Recognition) -> str:
+def as_srt(path: Path, name: str, recognition: Recognition) -> str:
     """SubRip subtitles."""
     cues = []
     for number, words in enumerate(subtitles(recognition.words), start=1):
@@ -36,7 +36,7 @@ def as_srt(path: Path, recognition: Recognition) -> str:
     return "\n".join(cues)
 
 
-def as_vtt(path: Path, recognition: Recognition) -> str:
+def as_vtt(path: Path, name: str, recognition: Recognition) -> str:
     """WebVTT subtitles (W3C)."""
     cues = ["WEBVTT\n"]
     for words in subtitles(recognition.words):
@@ -45,16 +45,15 @@ def as_vtt(path: Path, recognition: Recognition) -> str:
     return "\n".join(cues)
 
 
-def as_ctm(path: Path, recognition: Recognition) -> str:
+def as_ctm(path: Path, name: str, recognition: Recognition) -> str:
     """NIST's CTM: recording, channel, start, duration, word, confidence; a line a word."""
-    name = path.stem.replace(" ", "_")
     return "".join(
         f"{name} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} {word.confidence:.3f}\n"
         for word in recognition.words
     )
 
 
-def as_textgrid(path: Path, recognition: Recognition) -> str:
+def as_textgrid(path: Path, name: str, recognition: Recognition) -> str:
     """Praat's TextGrid: one tier of words, empty intervals between them."""
     intervals, end = [], 0.0
     for word in recognition.words:
@@ -92,8 +91,9 @@ def as_textgrid(path: Path, recognition: Recognition) -> str:
     return "\n".join(lines) + "\n"
 
 
-# What each format is made by, and the ending of its files.
-FORMATS: dict[str, tuple[Callable[[Path, Recognition], str], str]] = {
+# What each format is made by (of a recording's path, its name by `names_of`, and what it says), and the ending of its
+# files.
+FORMATS: dict[str, tuple[Callable[[Path, str, Recognition], str], str]] = {
     "text": (as_text, ".txt"),
     "json": (as_json, ".json"),
     "srt": (as_srt, ".srt"),
@@ -103,6 +103,19 @@ FORMATS: dict[str, tuple[Callable[[Path, Recognition], str], str]] = {
 }
 # Those of which many fit into one stream.
 LINES = ("text", "json", "ctm")
+
+
+def names_of(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """A name without spaces for each recording below a folder.
+
+    The file's without its suffix or, where two were called alike, its path below the folder, if need be with suffix.
+    """
+    below = [path.relative_to(folder) for path in paths]
+    for forms in ([path.stem for path in below], [path.with_suffix("") for path in below], below):
+        names = [str(form).replace(" ", "_") for form in forms]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(paths, names, strict=True))
 
 
 def subtitles(words: list[Word]) -> list[list[Word]]:

@@ -7,6 +7,7 @@ the audio each character was heard.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from speechssl.decoding.transcript import Transcript, spelled
 class GreedyDecoder:
     """`greedy` over one vocabulary, as configs/decoder names it."""
 
+    has_lexicon: ClassVar[bool] = False  # as BeamDecoder's
     vocabulary: Vocabulary
 
     def __call__(self, logits: Tensor) -> Transcript:

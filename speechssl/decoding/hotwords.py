@@ -27,13 +27,16 @@ class HotwordLM(CTCDecoderLM):
     Args:
         lm: scores everything.
         phrases: each a sequence of the model's indexes (words of a lexicon, or tokens).
-        bonus: of a whole phrase, in the units of `lm`.
+        weight: times the scores of `lm`; the search then weighs all by 1, so that a weight of 0 leaves the bonus.
+        bonus: of a whole phrase, nats.
         boundary: the token that ends words, where the indexes are tokens: phrases begin and end beside it.
     """
 
-    def __init__(self, lm, phrases: Iterable[Sequence[int]], *, bonus: float, boundary: int | None = None):
+    def __init__(
+        self, lm, phrases: Iterable[Sequence[int]], *, weight: float, bonus: float, boundary: int | None = None
+    ):
         super().__init__()
-        self.lm, self.boundary = lm, boundary
+        self.lm, self.weight, self.boundary = lm, weight, boundary
         self.root = _Node()
         for phrase in phrases:
             node = self.root
@@ -53,6 +56,7 @@ class HotwordLM(CTCDecoderLM):
     def score(self, state: CTCDecoderLMState, usr_token_idx: int) -> tuple[CTCDecoderLMState, float]:
         """The state after a word or token, and its score."""
         after, score = self.lm.score(state, usr_token_idx)
+        score *= self.weight
         node, pending, is_beginning = self.places[state]
         following = node.children.get(usr_token_idx) if node is not self.root or is_beginning else None
         if following is None:
@@ -70,6 +74,7 @@ class HotwordLM(CTCDecoderLM):
     def finish(self, state: CTCDecoderLMState) -> tuple[CTCDecoderLMState, float]:
         """The state after the end, and its score; a phrase that lacks only its boundary counts."""
         after, score = self.lm.finish(state)
+        score *= self.weight
         node, pending, _ = self.places[state]
         following = node.children.get(self.boundary) if self.boundary is not None else None
         return after, score + (following.bonus if following and following.is_end else -pending)

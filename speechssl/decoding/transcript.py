@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 
 from speechssl.data.bpe import SPACE
 from speechssl.data.text import Vocabulary
+
+log = logging.getLogger("speechssl")
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,17 @@ def spelled(vocabulary: Vocabulary, symbol: int, start: int, end: int, confidenc
 
 
 def join(parts: Iterable[tuple[int, Transcript]], *, num_frames: int) -> Transcript:
-    """One Transcript of a recording from those of its parts, each with its first frame; a space stands between them."""
+    """One Transcript of a recording from those of its parts, each with its first frame; a space stands between them.
+
+    The n best readings of the parts do not make those of the whole: it has none.
+    """
     characters: list[Character] = []
     written: list[str] = []
     num_blank_frames, num_decoded = 0, 0
     has_written = False
     for first, part in parts:
+        if len(part.alternatives) > 1:
+            _say_there_are_no_alternatives()
         if characters and part.characters:
             end = characters[-1].end
             characters.append(Character(" ", end, end, 1.0))
@@ -120,6 +129,11 @@ def join(parts: Iterable[tuple[int, Transcript]], *, num_frames: int) -> Transcr
     return Transcript(
         tuple(characters), num_frames, num_blank_frames + silent, written=tuple(written) if has_written else None
     )
+
+
+@lru_cache(maxsize=1)  # once
+def _say_there_are_no_alternatives() -> None:
+    log.warning("a recording that is cut into stretches gets no n best readings; window_s=null takes it at once")
 
 
 def _word(characters: list[Character], frame_s: float) -> Word:

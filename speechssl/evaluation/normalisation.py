@@ -54,7 +54,9 @@ class Normalisation:
 
 
 def _stays(text: str, i: int) -> bool:
-    """Whether a character is no punctuation, or an apostrophe between letters."""
+    """Whether a character is no punctuation, or an apostrophe between letters, the first with or without marks."""
     if unicodedata.category(text[i])[0] not in "PS":
         return True
-    return text[i] in "'’" and 0 < i < len(text) - 1 and text[i - 1].isalpha() and text[i + 1].isalpha()
+    if text[i] not in "'’" or not 0 < i < len(text) - 1:
+        return False
+    return unicodedata.category(text[i - 1])[0] in "LM" and text[i + 1].isalpha()

@@ -43,7 +43,7 @@ def evaluate(
         check=lambda utterance: "it has no `text`" if utterance.text is None else None,
         **data,
     )
-    references = [_reference(head, utterance.text) for utterance in done.utterances]
+    references = [_reference(head, decoder, utterance.text) for utterance in done.utterances]
     hypotheses = [transcript.text for transcript in done.results]
     if not any(hypotheses):
         log.warning("every hypothesis is empty: the checkpoint has learned no character yet; train it longer")
@@ -105,9 +105,9 @@ def _breakdown(
     return found
 
 
-def _reference(head: CTCObjective, text: str) -> str:
-    """A transcript as it is compared; of a model of phonemes, in phonemes."""
-    if head.vocabulary.units != "phonemes":
+def _reference(head: CTCObjective, decoder: Any, text: str) -> str:
+    """A transcript as it is compared: in phonemes, where the decoder writes them."""
+    if head.vocabulary.units != "phonemes" or decoder.has_lexicon:
         return text
     return head.vocabulary.reference(normalize(text, lowercase=head.lowercase))
 

@@ -17,6 +17,8 @@ _CHUNK = 5_000_000  # numbers in memory at a time
 def interval(edits: np.ndarray, lengths: np.ndarray, *, level: float = 0.95, seed: int = 0) -> list[float] | None:
     """[low, high] of sum(edits) / sum(lengths), by the percentile bootstrap over clips; None for fewer than two.
 
+    Draws without a reference word have no rate and do not count.
+
     Args:
         edits, lengths: [clips].
         level: probability that the interval covers.
@@ -24,7 +26,7 @@ def interval(edits: np.ndarray, lengths: np.ndarray, *, level: float = 0.95, see
     """
     if len(edits) < 2 or not lengths.sum():
         return None
-    rates = np.concatenate([e / np.maximum(n, 1) for e, n in _draws(seed, edits, lengths)])
+    rates = np.concatenate([e[n > 0] / n[n > 0] for e, n in _draws(seed, edits, lengths)])
     return [float(x) for x in np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])]
 
 
@@ -37,10 +39,11 @@ def compare(ours: np.ndarray, theirs: np.ndarray, lengths: np.ndarray, *, seed: 
         seed: of the draws.
 
     Returns:
-        `difference` of the rates (ours minus theirs, below 0 is better), its 95 % `interval` by the paired bootstrap,
-        and `p`, two-sided, by the permutation test that swaps the systems clip by clip.
+        `difference` of the rates (ours minus theirs, below 0 is better; None without a reference word), its 95 %
+        `interval` by the paired bootstrap (None as `interval` is), and `p`, two-sided, by the permutation test that
+        swaps the systems clip by clip.
     """
-    total = max(int(lengths.sum()), 1)
+    total = int(lengths.sum())
     difference = np.asarray(ours, dtype=np.int64) - theirs
     observed = difference.sum()
     rng = np.random.default_rng(seed)
@@ -49,11 +52,9 @@ def compare(ours: np.ndarray, theirs: np.ndarray, lengths: np.ndarray, *, seed: 
         signs = rng.integers(0, 2, (count, len(difference)), dtype=np.int8) * 2 - 1
         swapped.append(signs @ difference)
     extreme = int((np.abs(np.concatenate(swapped)) >= abs(observed)).sum())
-    rates = [d / np.maximum(n, 1) for d, n in _draws(seed, difference, lengths)]
-    low, high = np.quantile(np.concatenate(rates), [0.025, 0.975])
     return {
-        "difference": float(observed / total),
-        "interval": [float(low), float(high)],
+        "difference": float(observed / total) if total else None,
+        "interval": interval(difference, lengths, seed=seed),
         "p": (extreme + 1) / (NUM_DRAWS + 1),
         "num_utterances": len(difference),
     }

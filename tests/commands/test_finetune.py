@@ -188,6 +188,8 @@ def test_adapters_leave_the_encoder_as_it_was_and_work_after_loading(
     assert encoder.context.layers[0].feed_out._forward_hooks or encoder.context.layers[0].attention.qkv._forward_hooks
     refused = finetune(train, *overrides, run="scratch")
     assert refused.code == 2 and "give init=" in refused.sentence
+    refused = finetune(train, *overrides, "encoder.reset_layers=1", init=pretrained, run="reset")
+    assert refused.code == 2 and refused.sentence.startswith("encoder.reset_layers=1 begins layers anew")
 
 
 def test_units_of_words_and_early_stopping(finetune, speechssl, write_corpus, tmp_path, read_rows):

@@ -60,6 +60,29 @@ def test_a_checkpoint_without_units(speechssl, speaker_run, tmp_path):
     assert result.code == 2 and "no CTC head" in result.sentence
 
 
+@pytest.fixture
+def joint_run(write_run):
+    """A run folder of task=ctc_speaker with random weights."""
+    ctc = {"lowercase": True, "dropout": 0.0, "mask_start_probability": 0.0, "mask_span": 10}
+    return write_run(
+        "ctc_speaker", vocabulary=[BLANK, " ", "a", "b"], labels=["ann", "bob"], label="speaker", speaker_weight=0.5,
+        freeze_feature_encoder=True, freeze_encoder=0.0, ctc=ctc, speaker={"dropout": 0.0},
+    )  # fmt: skip
+
+
+def test_the_recogniser_of_two_heads(speechssl, joint_run, write_corpus, tmp_path):
+    (tmp_path / "text.txt").write_text("AB a\n")
+    lm = tmp_path / "units.arpa"
+    result = speechssl("lm", f"text={tmp_path / 'text.txt'}", f"out={lm}", f"checkpoint={joint_run}", "order=2")
+    assert result.code == 0, result.err
+    assert sorted(arpa_words(lm)) == ["a", "b", "▁"]  # lower-cased, as its checkpoint wants it
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    valid = write_corpus("valid", seconds=(0.5, 0.6))
+    given = (f"checkpoint={joint_run}", f"decoder.lm={lm}", f"data.valid={valid}", f"out={tmp_path / 'w.json'}")
+    result = speechssl("tune", *given, "decoder.hotwords=[ab]")
+    assert result.code == 0 and "lm_weight 0," in result.err, result.err
+
+
 def test_the_search_finds_a_weight_that_mends_an_error(tmp_path):
     """The model hears "aa" a little better than the "ab" that is said; the language model knows "ab" alone."""
     pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")

@@ -163,6 +163,17 @@ def test_a_line_a_word(transcribe, spoken):
     ]
 
 
+def test_files_that_are_called_alike_have_names_of_their_own(transcribe, audio_tools, tmp_path):
+    def names(*files):
+        for name in files:
+            audio_tools.save(tmp_path / "in" / name, audio_tools.spell("a"))
+        return [line.split()[0] for line in transcribe(f"audio={tmp_path / 'in'}", "format=ctm")[1].splitlines()]
+
+    assert names("x/clip.wav", "y/other.wav") == ["clip", "other"]
+    assert names("y/clip.wav") == ["x/clip", "y/clip", "y/other"]
+    assert names("x/clip.flac") == ["x/clip.flac", "x/clip.wav", "y/clip.wav", "y/other.wav"]
+
+
 def test_standard_input(transcribe, monkeypatch, spoken):
     with (spoken / "1.wav").open("rb") as file:
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file, isatty=lambda: False))
@@ -170,6 +181,17 @@ def test_standard_input(transcribe, monkeypatch, spoken):
     monkeypatch.setattr("sys.stdin", None)
     code, _, err = transcribe("audio=-")
     assert code == 2 and "standard input" in err
+
+
+@pytest.mark.slow
+def test_what_no_process_can_start_with_is_one_sentence(speechssl, ctc_run, write_corpus, tmp_path):
+    write_corpus("train")
+    (tmp_path / "broken.arpa").write_text("no ARPA")
+    audio = f"audio={tmp_path / 'train'}"
+    beam = (f"checkpoint={ctc_run}", "decoder=beam", f"decoder.lm={tmp_path / 'broken.arpa'}")
+    for given in ((f"checkpoint={tmp_path / 'gone'}",), beam):
+        one, two = (speechssl("transcribe", audio, *given, jobs) for jobs in ("jobs=1", "jobs=2"))
+        assert two.code == 2 and two.sentence == one.sentence and "memory" not in two.sentence
 
 
 @pytest.mark.slow

@@ -175,6 +175,50 @@ def test_a_hotword_that_is_broken_off_costs_nothing(of_characters):
             assert alternative.score == pytest.approx(plain[alternative.text] + gain, abs=1e-3)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.8])
+def test_the_bonus_does_not_depend_on_the_weight(of_words, of_characters, weight):
+    """Every reading gains the bonus of the hotword that it has, and no other; `tune` tries a weight of 0."""
+    for (_, lm), phrase in ((of_words, "b ab"), (of_characters, "ab")):
+        options = {"lm": lm, "lm_weight": weight, "nbest": 50, **WIDE}
+        plain = {a.text: a.score for a in BeamDecoder(VOCABULARY, **options)(logits(5)).alternatives}
+        found = BeamDecoder(VOCABULARY, hotwords=[phrase], hotword_score=7.0, **options)(logits(5)).alternatives
+        assert any(a.text == phrase for a in found)
+        for alternative in found:
+            if alternative.text in plain:
+                times = f" {alternative.text} ".count(f" {phrase} ")
+                assert alternative.score == pytest.approx(plain[alternative.text] + 7.0 * times, abs=2e-3)
+
+
+def test_hotwords_are_written_as_the_model_can(tmp_path, of_words):
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("eight\ta b\nbee\tb\n")
+    for options in ({}, {"lm": of_words[1]}, {"lexicon": str(lexicon)}):
+        assert BeamDecoder(VOCABULARY, hotwords=["Ab  BA"], **options).hotwords == ["ab ba"]
+        with pytest.raises(
+            UserError, match=r"^the hotword 'xyz' cannot be spelled with the checkpoint's symbols; drop it$"
+        ):
+            BeamDecoder(VOCABULARY, hotwords=["ab", "xyz"], **options)
+    both = Vocabulary((BLANK, " ", "a", "b", "A"))
+    assert BeamDecoder(both, hotwords=["Ab", "AB"]).hotwords == ["Ab", "ab"]
+    # A word of the lexicon has its spelling there.
+    decoder = BeamDecoder(VOCABULARY, lexicon=str(lexicon), hotwords=["eight", "ba"])
+    assert decoder.spellings == [("eight", ["a", "b", "▁"]), ("bee", ["b", "▁"]), ("ba", ["b", "a", "▁"])]
+
+
+def test_a_model_of_other_units_is_none_of_words(tmp_path, of_characters):
+    path = str(tmp_path / "other.arpa")
+    estimate([list("ab▁a"), list("xé▁b")], order=2).write(path)
+    with pytest.raises(UserError, match=r"units, some of which the checkpoint lacks, 'x' \(U\+0078 .*'é' \(U\+00E9 "):
+        BeamDecoder(VOCABULARY, lm=path)
+    estimate([["▁a", "b"], ["▁ab"]], order=2).write(path)
+    with pytest.raises(UserError, match="units, some of which the checkpoint lacks, '▁a', '▁ab': build it"):
+        BeamDecoder(VOCABULARY, lm=path)
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("ab\n")
+    with pytest.raises(UserError, match=r"characters\.arpa is a language model of units, and decoder\.lexicon="):
+        BeamDecoder(VOCABULARY, lm=of_characters[1], lexicon=str(lexicon))
+
+
 def test_a_vocabulary_without_space_and_clips_of_nothing(tmp_path):
     vocabulary = Vocabulary((BLANK, "a", "b"))
     scores = logits(0, symbols=3)

@@ -40,6 +40,21 @@ def test_without_clips_there_is_no_interval():
     assert significance.interval(np.array([1, 0]), np.array([0, 0])) is None
 
 
+def test_draws_without_a_reference_word_do_not_count():
+    """Of two clips one is silence in which eight words were heard: every draw with a rate is 0 / 4, 8 / 4 or 8 / 8."""
+    edits, lengths = np.array([0, 8]), np.array([4, 0])
+    assert significance.interval(edits, lengths) == [0.0, 2.0]
+    found = significance.compare(edits, np.array([0, 0]), lengths)
+    assert (found["difference"], found["interval"]) == (2.0, [0.0, 2.0])
+
+
+def test_a_single_clip_and_no_reference_have_no_paired_interval():
+    one = significance.compare(np.array([1]), np.array([2]), np.array([4]))
+    assert (one["difference"], one["interval"], one["p"]) == (-0.25, None, 1.0)
+    silent = significance.compare(np.array([1, 0]), np.array([0, 0]), np.array([0, 0]))
+    assert (silent["difference"], silent["interval"]) == (None, None)
+
+
 def test_the_paired_test_is_the_exact_one():
     ours, theirs = np.array([0, 1, 2, 0, 1, 0, 3, 1]), np.array([1, 1, 4, 0, 3, 0, 2, 2])
     lengths = np.full(8, 10)

@@ -111,6 +111,8 @@ def test_confusions_are_counted_by_hand():
 def test_what_is_normalised_is_a_choice_and_said():
     same = Normalisation(lowercase=True, punctuation="remove", accents="remove")
     assert same("  L’Été, c'est-à-dire: «ngɔ́» 'quoted' ") == "l’ete c'est a dire ngɔ quoted"
+    # No letter is composed of ɔ and its tone: the mark stands before the apostrophe.
+    assert Normalisation(punctuation="remove")("kɔ\u0300'a, e") == "kɔ\u0300'a e"
     assert str(same) == "Unicode NFC, whitespace collapsed, lower-cased, punctuation removed, accents removed"
     assert Normalisation()("A, b") == "A, b"
     with pytest.raises(UserError, match=r"normalisation\.punctuation=strip must be keep or remove"):
