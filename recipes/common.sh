@@ -21,6 +21,8 @@ few_labels=(
     encoder.dropout=0.1 encoder.attention_dropout=0.1 encoder.activation_dropout=0.1 encoder.reset_layers=2
     task.mask_start_probability=0.08 task.mask_span=5
 )
+# What the pretraining has besides its model.
+pretraining=()
 # What those sides have besides that begin with the filter bank of tiny.
 filter_bank=()
 # What a comparison begins from: the pretrained encoder; the same network, untrained; and one untrained on log-mel.
@@ -179,7 +181,8 @@ pretrain() {
     fi
     once "$out/pretrained" speechssl pretrain model="$model" run_dir="$out/pretrained" \
         data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" \
-        ${pretrain_steps:+trainer.max_steps="$pretrain_steps"} ${overrides[@]+"${overrides[@]}"}
+        ${pretraining[@]+"${pretraining[@]}"} ${pretrain_steps:+trainer.max_steps="$pretrain_steps"} \
+        ${overrides[@]+"${overrides[@]}"}
 }
 
 # compare NAME MANIFEST: fine-tunes on the same transcripts from each of `starts`, and tests them.

@@ -2,19 +2,25 @@
 # bash recipes/librispeech_sample/run.sh --data DIR: who speaks, from one clip a speaker (or few).
 #
 # DIR holds recordings named SPEAKER-ANYTHING, such as one utterance each of LibriSpeech's speakers. The first half of
-# each clip is for training, the second for test; a fifth of the speakers is held out, for verification. Pretrains on
-# the training audio (or takes --init), probes every layer beside log-mel and a random encoder, trains a speaker head on
-# the pretrained encoder and on one from scratch, and tests both on every speaker and on those never trained on.
+# each clip is for training, the second for test; a fifth of the speakers is held out, for verification. Pretrains by
+# SimCLR on the training audio (or takes --init), probes every layer beside log-mel and a random encoder, trains a
+# speaker head on the pretrained encoder and on one from scratch, and tests both on every speaker and on those never
+# trained on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 option data "" "folder of recordings named SPEAKER-ANYTHING (.flac, .opus, .wav)"
 option model tiny "model to pretrain, and to train from scratch"
-option pretrain-steps "" "steps of pretraining (default: the model's own)"
+option pretrain-steps 250 "steps of pretraining"
 option speaker-steps 500 "steps of each speaker head"
 option probe-steps 300 "steps of each probe"
 option task speaker "the speaker head: speaker, superb, xvector or ecapa"
 option seed 0 "seed of heads and probes"
+# What tells voices apart is in the average spectrum, too, which a norm over each clip takes away, as the first layer of
+# wav2vec 2.0 has it: here each frame is normed over its bands.
+front=(feature_encoder=fbank40 model.encoder.conv_norm=layer)
+# Pieces of one recording against those of others.
+pretraining=("${front[@]}" objective=simclr data.batch_seconds=150 data.max_clip_s=3 optim.lr=1e-3)
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder of recordings named SPEAKER-ANYTHING"
 set_up ""
@@ -48,7 +54,7 @@ if at_stage 3 "Probe every layer"; then
 fi
 if at_stage 4 "Speaker heads, from the pretrained encoder and from scratch"; then
     speaker_head pretrained init="$encoder"
-    speaker_head scratch init=none model="$model"
+    speaker_head scratch init=none model="$model" "${front[@]}"
 fi
 if at_stage 5 "The table"; then
     table
