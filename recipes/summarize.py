@@ -77,11 +77,12 @@ def pretraining(run: Path) -> str:
     first, final = first_of(rows, "loss_contrastive"), last_of(rows, "valid_loss_contrastive")
     if first is None or final is None:
         return ""
+    perplexity = last_of(rows, "valid_code_perplexity")  # of wav2vec 2.0 alone
     return (
         f"Pretraining: contrastive loss {first:.2f} nats at step 1, {final:.2f} on valid at step {rows[-1]['step']}; "
         f"accuracy {percent(last_of(rows, 'valid_accuracy'))}, "
-        f"by guessing {percent(last_of(rows, 'valid_chance'))}; "
-        f"code perplexity {last_of(rows, 'valid_code_perplexity'):.0f}"
+        f"by guessing {percent(last_of(rows, 'valid_chance'))}"
+        + ("" if perplexity is None else f"; code perplexity {perplexity:.0f}")
     )
 
 
