@@ -19,7 +19,9 @@ APART = -1  # neither cause nor consequence of another
 # Of a run, where what has not begun yet will not; of the highest energy gap, where it is as good as none.
 LATE, CLOSED = 0.5, 0.05
 
-# By when a CTC head has left the stage of blanks; 500 steps of 10 s did in recipes/mboshi.
+# Share of blank frames from which on a CTC head has not begun to say anything.
+BLANK = 0.98
+# By when it has left that stage; 500 steps of 10 s did in recipes/mboshi.
 PLATEAU_STEPS = 2000
 
 # What shows that numbers overflow.
@@ -203,9 +205,9 @@ def _blank(case: Case) -> str | None:
     share, first = case.get("blank_share"), case.get("first_blank_share")
     if share is None:
         return _wordless(case)
-    if share < 0.98:
+    if share < BLANK:
         return None
-    if first is not None and first >= 0.98:
+    if first is not None and first >= BLANK:
         return f"{first:.0%} of the frames are blank from the first step on; healthy heads begin with 0 to 15 %"
     # Healthy curves are of short runs, in which the plateau is a large share.
     if case.get("step") >= PLATEAU_STEPS:

@@ -21,6 +21,7 @@ from torch import nn
 
 from speechssl.data.loader import BatchLoader
 from speechssl.doctor.doctor import Doctor
+from speechssl.doctor.rules import BLANK
 from speechssl.errors import Interrupted, UserError
 from speechssl.models.encoder import Encoder
 from speechssl.rng import derive_seed, generator
@@ -35,9 +36,6 @@ from speechssl.training.signals import StopRequest
 from speechssl.types import Batch, LossOutput
 
 log = logging.getLogger("speechssl")
-
-# Share of blank frames from which on a CTC head has not begun to say anything.
-BLANK = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
