@@ -283,3 +283,13 @@ def test_nearest_knows_a_key_by_its_last_part():
 def test_the_configs_are_found():
     assert config_dir().is_dir()
     assert config_dir().is_absolute()
+
+
+def test_the_rate_is_the_users_else_the_objectives_else_the_models():
+    def rate(*overrides):
+        return compose("pretrain", ["model=tiny", "data.train=x", "run_dir=y", *overrides]).optim.lr
+
+    model, objective = (OmegaConf.load(config_dir() / path) for path in ("model/tiny.yaml", "objective/byol.yaml"))
+    assert rate() == model.pretrain.lr
+    assert rate("objective=byol") == objective.lr != model.pretrain.lr
+    assert rate("objective=byol", "optim.lr=0.01") == 0.01

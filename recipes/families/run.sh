@@ -2,13 +2,16 @@
 # bash recipes/families/run.sh --data DIR: every family of self-supervision on Mboshi, the same seconds of compute each.
 #
 # Pretrains each objective on the audio of the train split for as long as the budget lasts, fine-tunes it on ten minutes
-# of transcripts, probes it for the speaker, and shows a table beside an encoder that was never trained.
+# of transcripts, probes it for the speaker, and shows a table beside an encoder that was never trained. Mboshi has three
+# speakers; --speakers DIR, recordings named SPEAKER-ANYTHING, has the probe name those instead, from the first half of
+# each recording in the second.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 option data "" "the data set: the folder with train/ and dev/"
 option objectives "wav2vec2 hubert best_rq data2vec data2vec2 dinosr wav2vec cpc apc reconstruction simclr byol pretext multi" "objectives to compare, in quotes"
 option budget 600 "seconds of compute of each pretraining: of the processor, or by the clock beside a GPU"
+option speakers "" "folder of recordings named SPEAKER-ANYTHING, to be probed for who speaks"
 option minutes "10" "minutes of transcribed speech to fine-tune on, in quotes: 10, or 10 60"
 option model tiny "model to pretrain"
 option front conv "front end: conv, fbank or fbank40"
@@ -21,6 +24,9 @@ set_up ""
 
 if at_stage 1 "Manifests of $data"; then
     prepare corpus=mboshi corpus.root="$data"
+    if [[ -n "$speakers" ]]; then
+        once "$out/speakers" speechssl prepare corpus=halves corpus.root="$speakers" out="$out/speakers"
+    fi
 fi
 if at_stage 2 "Every family, $budget s each"; then
     labelled=""
@@ -29,9 +35,16 @@ if at_stage 2 "Every family, $budget s each"; then
     done
     names="$(printf "'%s'," $objectives)"
     finetune="$(printf "'%s'," "${few_labels[@]}")"
+    voices=()
+    if [[ -n "$speakers" ]]; then
+        voices=(
+            data.speakers="$out/speakers/train_all.jsonl" data.speakers_valid="$out/speakers/valid_all.jsonl"
+            data.speakers_test="$out/speakers/test_all.jsonl"
+        )
+    fi
     speechssl compare objectives="[${names%,}]" budget="$budget" model="$model" feature_encoder="$front" \
         data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" data.test="$out/data/test.jsonl" \
-        data.labelled="[$labelled]" finetune_steps="$finetune_steps" \
+        data.labelled="[$labelled]" ${voices[@]+"${voices[@]}"} finetune_steps="$finetune_steps" \
         finetune="[${finetune%,}]" probe_steps="$probe_steps" \
         out="$out/compared" ${overrides[@]+"${overrides[@]}"} > "$out/table.txt"
 fi

@@ -10,6 +10,7 @@ from torch import nn
 
 from speechssl import cpu
 from speechssl.benchmarks.meters import Parts
+from speechssl.config import OF_TRAINING
 from speechssl.data.text import BLANK
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.rng import derive_seed
@@ -36,7 +37,7 @@ DRAWS = "masks_and_distractors"
 
 def describe(settings: dict[str, Any]) -> dict[str, Any]:
     """The model that is measured, as a checkpoint's config.json would have it."""
-    objective = {key: value for key, value in settings["objective"].items() if key not in ("_target_", "best")}
+    objective = {key: value for key, value in settings["objective"].items() if key not in OF_TRAINING}
     return model_config(
         sample_rate=settings["model"]["sample_rate"],
         normalize=settings["model"]["normalize"],

@@ -7,8 +7,8 @@ Examples:
     data.valid=valid.jsonl data.labelled=[10min.jsonl,1h.jsonl] data.test=test.jsonl out=kin
 
 Each objective is pretrained for as many steps as fit the budget, fine-tuned on each amount of transcripts, and probed
-for the speaker with the encoder frozen. OUT gets results.json, table.md and plots. Runs are in OUT/runs; the same
-command again goes on where it was.
+for the speaker, as `speechssl probe` does it: the encoder frozen, its layers weighted, the rate chosen on valid. OUT
+gets results.json, table.md and plots. Runs are in OUT/runs; the same command again goes on where it was.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def run(config: DictConfig) -> None:
     stems = [Path(path).stem for path in data.labelled]
     if len(set(stems)) < len(stems):
         raise UserError("data.labelled= has two files of one name, which is what their columns are called; rename one")
-    train, *_ = [open_manifest(path) for path in (data.train, data.valid, data.test, *data.labelled)]
+    speakers = [path for path in (data.speakers, data.speakers_valid, data.speakers_test) if path]
+    train, *_ = [open_manifest(path) for path in (data.train, data.valid, data.test, *data.labelled, *speakers)]
     durations_s = train.durations_s.clip(max=config.model.pretrain.max_clip_s)
     batches = DurationBuckets(durations_s, batch_seconds=config.data.batch_seconds, seed=0).epoch(0)
     rows = []
@@ -87,11 +88,9 @@ class _Comparison:
         row: dict[str, Any] = {"objective": self.contender.label, **self._pretrain()}
         for path in data.labelled:
             amount = Path(path).stem
-            metrics = self._tune(f"ctc_{amount}", "ctc", path, self.config.finetune_steps, *self.config.finetune)
+            metrics = self._tune(f"ctc_{amount}", path)
             row |= {f"cer_{amount}": metrics["cer"], f"wer_{amount}": metrics["wer"]}
-        speakers = data.speakers or data.labelled[-1]
-        metrics = self._tune("speaker", "superb", speakers, self.config.probe_steps)
-        return row | {"speaker_accuracy": metrics["accuracy"]}
+        return row | {"speaker_accuracy": self._probe()}
 
     def _seconds(self, measured: Measured) -> float:
         return measured.wall_s if self.on_gpu else measured.cpu_s
@@ -146,14 +145,14 @@ class _Comparison:
         last = [row for row in map(json.loads, text.splitlines()) if "valid_loss" in row][-1]
         return {key: last.get(f"valid_{key}") for key in HEALTH}
 
-    def _tune(self, name: str, task: str, manifest: str, steps: int, *more: str) -> dict[str, Any]:
-        """Fine-tune and test; the metrics of `speechssl evaluate`."""
-        run_dir, data = self.folder / name, self.config.data
+    def _tune(self, name: str, manifest: str) -> dict[str, Any]:
+        """Fine-tune on transcripts and test; the metrics of `speechssl evaluate`."""
+        run_dir, data, steps = self.folder / name, self.config.data, self.config.finetune_steps
         run_measured(
             self.folder / f"{name}.json",
             "finetune",
             [
-                f"task={task}",
+                "task=ctc",
                 f"init={self.folder / 'pretrained'}",
                 f"data.train={manifest}",
                 f"data.valid={data.valid}",
@@ -164,9 +163,31 @@ class _Comparison:
                 f"optim.lr={self.config.finetune_lr}",
                 f"run_dir={run_dir}",
                 *self.shared,
-                *more,
+                *self.config.finetune,
             ],
         )
         overrides = [f"checkpoint={run_dir}", f"data.test={data.test}", f"out={run_dir / 'test'}"]
         run_measured(self.folder / f"{name}_test.json", "evaluate", overrides)
         return json.loads((run_dir / "test" / "metrics.json").read_text(encoding="utf-8"))
+
+    def _probe(self) -> float:
+        """Accuracy of naming the speaker from all layers, weighted."""
+        out, data = self.folder / "speaker", self.config.data
+        run_measured(
+            self.folder / "speaker.json",
+            "probe",
+            [
+                f"checkpoint={self.folder / 'pretrained'}",
+                f"data.train={data.speakers or data.labelled[-1]}",
+                f"data.valid={data.speakers_valid or data.valid}",
+                f"data.test={data.speakers_test or data.test}",
+                "data.skip_invalid=true",
+                "floors=false",
+                f"steps={self.config.probe_steps}",
+                f"seed={self.config.trainer.seed}",
+                f"trainer.device={self.config.trainer.device}",
+                f"out={out}",
+            ],
+        )
+        rows = json.loads((out / "probe.json").read_text(encoding="utf-8"))["results"]
+        return next(row["test"] for row in rows if row["layer"] == "weighted")

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from speechssl.heads.ctc import CTCObjective
 from speechssl.heads.speaker import ClassifyObjective
 from speechssl.inference import load_model
 from speechssl.manifest import Manifest
+from speechssl.training.files import replace_text
 
 log = logging.getLogger("speechssl")
 
@@ -75,7 +75,7 @@ def run(config: DictConfig) -> None:
         metrics["speaker_attributed_wer"] = attributed
         main = ("speaker_attributed_wer", *main)
     metrics["checkpoint"] = str(model.source.resolve())
-    _write_json(out / "metrics.json", metrics)
+    replace_text(out / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     shown = (*main, "num_utterances", "audio_seconds", "rtf")
     print(json.dumps({key: metrics[key] for key in shown}))
 
@@ -84,10 +84,3 @@ def _data_options(config: DictConfig) -> dict[str, Any]:
     options = plain(config.data)
     del options["test"]
     return options
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all: into a neighbour file that then takes its name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from speechssl.config import objective_class, plain
+from speechssl.config import OF_TRAINING, objective_class, plain
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training import checkpoint as checkpoints
@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     torch.manual_seed(config.trainer.seed)
     kind = objective_class(config.objective.name)
     encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder) | kind.encoder_needs))
-    options = kind.complete({k: v for k, v in plain(config.objective).items() if k not in ("_target_", "best")}, config)
+    options = kind.complete({k: v for k, v in plain(config.objective).items() if k not in OF_TRAINING}, config)
     objective = checkpoints.build_objective(options, encoder.config)
     if config.init:
         _load(config, encoder, objective)

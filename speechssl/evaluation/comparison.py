@@ -63,8 +63,7 @@ def run_measured(record: Path, verb: str, overrides: Sequence[str], model: DictC
         record.parent.mkdir(parents=True, exist_ok=True)
         log.info("speechssl %s %s", verb, " ".join(overrides))
         # Anew, since neither torch's threads nor a GPU survive a fork.
-        arguments = (record, command, verb, list(overrides), model)
-        child = multiprocessing.get_context("spawn").Process(target=_child, args=arguments)
+        child = multiprocessing.get_context("spawn").Process(target=_child, args=(record, command, model))
         child.start()
         child.join()
         if child.exitcode or not record.is_file():
@@ -77,9 +76,11 @@ def run_measured(record: Path, verb: str, overrides: Sequence[str], model: DictC
     return Measured(**found["took"])
 
 
-def _child(record: Path, command: list[str], verb: str, overrides: list[str], model: DictConfig | None) -> None:
+def _child(record: Path, command: list[str], model: DictConfig | None) -> None:
     from speechssl.config import compose
 
+    verb, *overrides = command
+    overrides = overrides if model is None else overrides[:-1]  # the last says what the model is
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     try:
         started = time.monotonic()

@@ -121,7 +121,8 @@ def _alternatives(transcript: Any) -> dict[str, Any]:
 def _other(path: str, manifest: Manifest) -> dict[str, str]:
     """The hypotheses of another system by clip."""
     try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        with Path(path).open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
         found = {str(row["id"]): str(row["hypothesis"]) for row in rows}
     except OSError as error:
         raise UserError(f"against={path} cannot be read ({error.strerror}); correct the path") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from speechssl.config import config_dir, objective_class, options
+from speechssl.config import OF_TRAINING, config_dir, objective_class, options
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.objectives.common import PretrainingObjective
@@ -59,7 +59,7 @@ class MultiObjective(PretrainingObjective):
             node = OmegaConf.load(config_dir() / "objective" / f"{name}.yaml")
             whole = OmegaConf.create({"model": config.model, "objective": node})
             part = OmegaConf.to_container(whole.objective, resolve=True)
-            settings[name] = {key: x for key, x in part.items() if key not in ("name", "_target_", "best")}
+            settings[name] = {key: x for key, x in part.items() if key not in ("name", *OF_TRAINING)}
             if unknown := sorted((given.get(name) or {}).keys() - settings[name].keys()):
                 raise UserError(
                     f"objective.settings.{name} has {unknown[0]!r}, but the settings of {name} are "

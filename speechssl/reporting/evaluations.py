@@ -94,7 +94,10 @@ def _read(folder: Path, run_dir: Path) -> Evaluation:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _compare(found: Evaluation, rows: list[dict[str, Any]]) -> None:

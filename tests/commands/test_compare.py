@@ -33,11 +33,13 @@ def record(monkeypatch):
         commands.append((verb, overrides))
         values = dict(override.split("=", 1) for override in overrides)
         steps = int(values.get("trainer.max_steps", 0))
-        folder = Path(values["out"] if verb == "evaluate" else values["run_dir"])
+        folder = Path(values["run_dir"] if "run_dir" in values else values["out"])
         folder.mkdir(parents=True, exist_ok=True)
         if verb == "evaluate":
-            metrics = {"accuracy": 0.75} if "speaker" in str(folder) else {"cer": 0.25, "wer": 0.5}
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+            (folder / "metrics.json").write_text(json.dumps({"cer": 0.25, "wer": 0.5}))
+        elif verb == "probe":
+            results = [{"layer": "0", "test": 0.125}, {"layer": "weighted", "test": 0.75}]
+            (folder / "probe.json").write_text(json.dumps({"results": results}))
         else:
             row = {"step": steps, "valid_loss": 1.0, "valid_effective_rank": 7.0, "valid_energy_gap": 0.5}
             (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -52,7 +54,7 @@ def record(monkeypatch):
 
 
 def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, record, write_corpus, tmp_path):
-    train, labelled = write_corpus(), write_corpus("ten")
+    train, labelled, voices = write_corpus(), write_corpus("ten"), write_corpus("voices")
     result = speechssl(
         "compare",
         "objectives=[hubert,'byol teacher=none optim.lr=3e-4']",
@@ -63,6 +65,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
         f"data.labelled=[{labelled}]",
         f"out={tmp_path / 'out'}",
         "finetune=['data.batch_seconds=10','encoder.dropout=0.25']",
+        f"data.speakers_test={voices}",
         "trainer.device=cpu",
     )
     assert result.code == 0
@@ -77,10 +80,10 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert result.out == (tmp_path / "out" / "table.md").read_text()
     trained = [overrides for verb, overrides in record if verb == "pretrain"]
     assert any({"objective.teacher=none", "optim.lr=3e-4"} <= set(overrides) for overrides in trained)
-    with_settings = {
-        overrides[0]: "encoder.dropout=0.25" in overrides for verb, overrides in record if verb == "finetune"
-    }
-    assert with_settings == {"task=ctc": True, "task=superb": False}
+    tuned = [overrides for verb, overrides in record if verb == "finetune"]
+    assert len(tuned) == 3 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
+    probed = next(overrides for verb, overrides in record if verb == "probe")
+    assert {f"data.train={labelled}", f"data.valid={train}", f"data.test={voices}"} <= set(probed)
 
 
 def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):

@@ -303,7 +303,9 @@ def test_the_page_of_a_recogniser(evaluate, corpus, spelling_model, tmp_path):
 def test_two_systems_on_the_same_clips(evaluate, corpus, spelling_model, tmp_path):
     corpus(*((text, {"text": "ab c", "id": str(i)}) for i, text in enumerate(["ab c", "ab b", "ab c", "a c"])))
     other = tmp_path / "other.jsonl"
-    other.write_text("".join(json.dumps({"id": str(i), "hypothesis": "b b"}) + "\n" for i in range(4)))
+    # What Unicode calls a line's end is none in JSON Lines.
+    rows = ({"id": str(i), "hypothesis": "b b", "note": "one\u2028two"} for i in range(4))
+    other.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     assert evaluate(spelling_model, f"against={other}")[0] == 0
     found = results(tmp_path, "hypotheses.jsonl")[0]["against"]
     assert found["wer"]["theirs"] == 1.0 and found["wer"]["difference"] == pytest.approx(2 / 8 - 1)

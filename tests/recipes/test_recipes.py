@@ -112,10 +112,13 @@ def test_a_wrong_option_is_one_sentence(tmp_path, arguments, said):
 
 def test_families_compares_what_it_is_given(tmp_path, stand_in):
     options = ["--data", "some data", "--out", tmp_path / "run s", "--objectives", "hubert apc", "--minutes", "10 60"]
+    options += ["--speakers", "other data"]
     done = run("families", *options, "--front", "fbank", "trainer.device=cpu", python=stand_in)
     assert done.returncode == 0, done.stderr
-    prepared, (verb, given) = calls(stand_in)
-    assert (prepared[0], verb) == ("prepare", "compare")
+    prepared, halves, (verb, given) = calls(stand_in)
+    assert (prepared[0], halves[0], verb) == ("prepare", "prepare", "compare")
+    assert (halves[1]["corpus"], halves[1]["corpus.root"]) == ("halves", "other data")
+    assert given["data.speakers_test"] == f"{tmp_path / 'run s' / 'speakers' / 'test_all.jsonl'}"
     data = tmp_path / "run s" / "data"
     assert given["objectives"] == "['hubert','apc']"
     assert given["data.labelled"] == f"['{data}/train_10min.jsonl','{data}/train_60min.jsonl']"
