@@ -15,7 +15,7 @@ from speechssl.doctor import healthy, logs
 
 # Figures that the doctor judges or the report draws; how fast or how large the machine is says nothing of health.
 KEPT = (
-    *("loss_contrastive", "loss_masked", "accuracy", "code_usage", "code_perplexity", "blank_share", "grad_norm"),
+    *("loss_", "accuracy", "code_usage", "code_perplexity", "blank_share", "grad_norm"),
     *("energy_gap", "output_variance", "effective_rank", "target_variance", "update_ratio/"),
 )
 OF_ANY_LENGTH = ("output_variance", "effective_rank", "target_variance", "update_ratio/")

@@ -62,6 +62,8 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{config.source} begins with a log-mel spectrum, which no other format here can hold")
         if encoder.context != "transformer" or encoder.causal:
             raise UserError(f"{config.source} sees the past alone, which no other format here can hold")
+        if encoder.hourglass > 1:
+            raise UserError(f"{config.source} is an hourglass, which no other format here can hold")
     rate = checkpoint.config["sample_rate"]
     recordings = [audio.load(config.audio, sample_rate=rate)] if config.audio else []
     temporary = out.with_name(f".tmp_{out.name}")

@@ -1,6 +1,7 @@
 """The context network: convolutional positions and a Transformer over packed frames (wav2vec 2.0, section 2).
 
-data2vec's stack of positional convolutions and WavLM's gated relative positions are options of the same network.
+data2vec's stack of positional convolutions, WavLM's gated relative positions and an hourglass, whose middle layers see
+fewer frames (Nawrot et al. 2022, arXiv 2110.13711), are options of the same network.
 
 Frames of all clips lie end to end, x [P, C]. Linear layers and norms do not care where a clip ends; convolution and
 attention take each run of equally long clips as a batch, so there is no padding and no mask.
@@ -22,6 +23,8 @@ from speechssl.models.lengths import missing, runs
 
 # The positional convolution sees lengths that are multiples of this many frames.
 GRAIN = 32
+# The layers of an hourglass see a number of frames that is a multiple of this.
+ROWS = 64
 # On a CPU it goes by way of spectra where frames are at least so many times its taps: their transform pays then.
 FOURIER = 3
 
@@ -241,10 +244,11 @@ class ContextNetwork(nn.Module):
         relative_buckets: int | None = None,
         relative_distance: int = 800,
         causal: bool = False,
+        hourglass: int = 1,
         **layer: float,
     ):
         super().__init__()
-        self.pre_norm, self.dropout, self.layer_drop = pre_norm, dropout, layer_drop
+        self.pre_norm, self.dropout, self.layer_drop, self.hourglass = pre_norm, dropout, layer_drop, hourglass
         shape = hidden_size, position_kernel, position_groups
         self.positions = (
             PositionalConvolutionStack(*shape, position_layers) if position_layers else PositionalConvolution(*shape)
@@ -282,15 +286,41 @@ class ContextNetwork(nn.Module):
             x = self.norm(x)
         if self.dropout:
             x = dropout(x, self.dropout, self.training)
-        states = [x]
+        steps = list(zip(self.layers, self._draw_dropped(generator), strict=True))
+        if self.hourglass == 1:
+            states = [x, *self._run(steps, x, frame_lengths)]
+        else:
+            states = [x, *self._run(steps[:1], x, frame_lengths)]
+            states += self._run_shortened(steps[1:-1], states[-1], frame_lengths)
+            states += self._run(steps[-1:], states[-1], frame_lengths)
+        if self.pre_norm:
+            states[-1] = self.norm(states[-1])
+        return states
+
+    def _run(self, steps: list[tuple[TransformerLayer, bool]], x: Tensor, frame_lengths: list[int]) -> list[Tensor]:
+        """[P, C] -> the state after each of some layers; those that are dropped change nothing."""
         biases = {length: self.relative(length) for length in set(frame_lengths)} if self.relative else None
-        dropped = self._draw_dropped(generator)
-        for layer, drop in zip(self.layers, dropped, strict=True):
+        states = []
+        for layer, drop in steps:
             x = x if drop else layer(x, frame_lengths, biases)
             states.append(x)
-        if self.pre_norm:
-            states[-1] = self.norm(x)
         return states
+
+    def _run_shortened(
+        self, steps: list[tuple[TransformerLayer, bool]], x: Tensor, frame_lengths: list[int]
+    ) -> list[Tensor]:
+        """The same with layers that see the mean of every `hourglass` frames of a clip, the last of them of what is
+        left; what they change is given back to each of those frames."""
+        lengths = [-(-length // self.hourglass) for length in frame_lengths]
+        # As in Encoder.contextualize: rows of zeros, as a clip of their own, so that few shapes occur.
+        filler = missing(sum(lengths), ROWS)
+        lengths = [*lengths, filler] if filler else lengths
+        groups = _groups(frame_lengths, self.hourglass)
+        sizes = torch.bincount(groups, minlength=sum(lengths)).clamp_min(1).to(x)
+        groups = groups.to(x.device)
+        short = x.new_zeros(sum(lengths), x.shape[1]).index_add(0, groups, x) / sizes[:, None]
+        states = self._run(steps, short, lengths)
+        return [x + (state - short).index_select(0, groups) for state in states]
 
     def reset_last_layers(self, count: int) -> None:
         """Begin the last `count` layers and the last norm anew.
@@ -312,6 +342,14 @@ class ContextNetwork(nn.Module):
         if not (self.training and self.layer_drop):
             return [False] * len(self.layers)
         return (torch.rand(len(self.layers), generator=generator) < self.layer_drop).tolist()
+
+
+def _groups(frame_lengths: list[int], size: int) -> Tensor:
+    """int64 [P]: which group each frame is in, where every `size` frames of a clip are one, and what is left another."""
+    frames = torch.tensor(frame_lengths)
+    counts = (frames + size - 1) // size
+    places = torch.arange(int(frames.sum())) - (frames.cumsum(0) - frames).repeat_interleave(frames)
+    return (counts.cumsum(0) - counts).repeat_interleave(frames) + places // size
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ MAX_SIZE, MAX_LAYERS = 2**20, 1000
 # The context network sees a number of frames that is a multiple of this.
 ROWS = 64
 # Fields that older checkpoints lack, and their values there.
-LATER = {"context": "transformer", "causal": False}
+LATER = {"context": "transformer", "causal": False, "hourglass": 1}
 PAST_CONTEXTS = {"convolutions": ConvolutionalContext, "recurrent": RecurrentContext}
 
 
@@ -52,6 +52,8 @@ class EncoderConfig:
             how many frames on all are one; None for relative_buckets is none of it.
         context: "transformer", or "convolutions" (wav2vec) or "recurrent" (CPC), which see the past alone.
         causal: the Transformer sees the past alone too (APC).
+        hourglass: of so many neighbouring frames the layers between the first and the last see the mean; 1 is all of
+            them.
     """
 
     conv_channels: tuple[int, ...]
@@ -80,6 +82,7 @@ class EncoderConfig:
     feature_encoder: str = "conv"
     context: str = "transformer"
     causal: bool = False
+    hourglass: int = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -101,6 +104,11 @@ class EncoderConfig:
             raise UserError(f"the encoder's context is {self.context!r}, but must be 'transformer' or one of {kinds}")
         if self.causal and (self.position_layers or self.relative_buckets):
             raise UserError("a causal encoder has one positional convolution; unset position_layers, relative_buckets")
+        if self.hourglass > 1 and (self.causal or self.context != "transformer" or self.num_layers < 3):
+            raise UserError(
+                f"the encoder's hourglass is {self.hourglass}, which is for Transformers of three layers or more that see "
+                "the future; leave it at 1 here"
+            )
         for name in ("num_heads", "position_groups"):
             divisor = getattr(self, name)
             if self.hidden_size % divisor:
@@ -257,4 +265,5 @@ def _context(config: EncoderConfig) -> nn.Module:
         relative_buckets=config.relative_buckets,
         relative_distance=config.relative_distance,
         causal=config.causal,
+        hourglass=config.hourglass,
     )

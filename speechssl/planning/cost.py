@@ -119,11 +119,14 @@ def _context(encoder: dict, frames: Sequence[int], *, visible: float = 1.0, trai
     rows = round(sum(seen))
     rows += missing(rows, ROWS)
     hidden, forward, layers = encoder["hidden_size"], encoder["feed_forward_size"], encoder["num_layers"]
+    short = encoder.get("hourglass", 1)
+    wide = layers if short == 1 else 2  # layers that see every frame
+    full = wide + (layers - wide) / short
     taps = encoder["position_kernel"] * hidden / encoder["position_groups"]
     positions = sum(n + missing(n, GRAIN) + 1 for n in frames)
-    weights = layers * (4 * hidden**2 + 2 * hidden * forward) + encoder["conv_channels"][-1] * hidden
-    pairs = layers * sum(n**2 for n in seen)
-    kept = rows * layers * (KEPT_HIDDEN * hidden + KEPT_FORWARD * forward)
+    weights = full * (4 * hidden**2 + 2 * hidden * forward) + encoder["conv_channels"][-1] * hidden
+    pairs = (wide + (layers - wide) / short**2) * sum(n**2 for n in seen)
+    kept = rows * full * (KEPT_HIDDEN * hidden + KEPT_FORWARD * forward)
     return {
         "convolutions": passes * 2 * positions * hidden * taps,
         "products": passes * 2 * rows * weights,

@@ -69,13 +69,29 @@ def test_attention_is_softmax_of_scaled_products_within_each_clip():
     torch.testing.assert_close(ours(x, LENGTHS), torch.cat(clips), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("hourglass", [1, 3])
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_a_clip_is_the_same_alone_and_in_a_batch(pre_norm):
-    ours, x = network(pre_norm=pre_norm).eval(), noise(sum(LENGTHS), 16)
+def test_a_clip_is_the_same_alone_and_in_a_batch(pre_norm, hourglass):
+    ours, x = network(pre_norm=pre_norm, hourglass=hourglass).eval(), noise(sum(LENGTHS), 16)
     together = ours(x, LENGTHS)
     for i, clip in enumerate(x.split(LENGTHS)):
         for state, alone in zip(together, ours(clip, [len(clip)]), strict=True):
             torch.testing.assert_close(state.split(LENGTHS)[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_middle_of_an_hourglass_sees_means_and_gives_back_what_it_changes():
+    ours = network(num_layers=4, hourglass=3).double().eval()
+    x = noise(8, 16).double()
+    first, second, third, last = ours.layers
+    states = ours(x, [8])
+    before = first(states[0], [8])
+    means = torch.stack([before[:3].mean(0), before[3:6].mean(0), before[6:].mean(0)])
+    once = second(means, [3])
+    twice = third(once, [3])
+    wide = [0, 0, 0, 1, 1, 1, 2, 2]
+    expected = [before, before + (once - means)[wide], before + (twice - means)[wide]]
+    expected.append(last(expected[-1], [8]))
+    torch.testing.assert_close(states[1:], expected, rtol=1e-9, atol=1e-9)
 
 
 def dropped_layers(ours, seed):

@@ -140,6 +140,7 @@ def test_parameter_counts_are_those_of_the_paper_and_of_transformers(model, mill
         ({"conv_norm": "batch"}, "'group' or 'layer'"),
         ({"num_heads": 3}, "not a multiple of num_heads, 3"),
         ({"position_groups": 5}, "not a multiple of position_groups, 5"),
+        ({"hourglass": 2, "causal": True}, "hourglass is 2, which is for Transformers"),
     ],
 )
 def test_shapes_that_cannot_be_are_one_sentence(small_config, changes, reason):
