@@ -345,7 +345,7 @@ class ContextNetwork(nn.Module):
 
 
 def _groups(frame_lengths: list[int], size: int) -> Tensor:
-    """int64 [P]: which group each frame is in, where every `size` frames of a clip are one, and what is left another."""
+    """int64 [P]: each frame's group: every `size` frames of a clip are one, and what is left at its end another."""
     frames = torch.tensor(frame_lengths)
     counts = (frames + size - 1) // size
     places = torch.arange(int(frames.sum())) - (frames.cumsum(0) - frames).repeat_interleave(frames)

@@ -106,8 +106,8 @@ class EncoderConfig:
             raise UserError("a causal encoder has one positional convolution; unset position_layers, relative_buckets")
         if self.hourglass > 1 and (self.causal or self.context != "transformer" or self.num_layers < 3):
             raise UserError(
-                f"the encoder's hourglass is {self.hourglass}, which is for Transformers of three layers or more that see "
-                "the future; leave it at 1 here"
+                f"the encoder's hourglass is {self.hourglass}, which is for Transformers of three layers or more that "
+                "see the future; leave it at 1 here"
             )
         for name in ("num_heads", "position_groups"):
             divisor = getattr(self, name)
