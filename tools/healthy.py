@@ -19,7 +19,10 @@ KEPT = (
     *("energy_gap", "output_variance", "effective_rank", "target_variance", "update_ratio/"),
 )
 OF_ANY_LENGTH = ("output_variance", "effective_rank", "target_variance", "update_ratio/")
-SETTINGS = ("model.name", "data.train", "data.batch_seconds", "trainer.max_steps", "trainer.seed", "optim.lr", "init")
+SETTINGS = (
+    *("model.name", "model.encoder.feature_encoder", "model.encoder.conv_norm", "data.train", "data.batch_seconds"),
+    *("trainer.max_steps", "trainer.seed", "optim.lr", "init"),
+)
 
 
 def main(folders: list[str]) -> None:
