@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.config import compose, plain
+from speechssl.config import OF_TRAINING, compose, plain
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training.checkpoint import build_objective
 from speechssl.training.optim import build_optimizer
@@ -45,7 +45,7 @@ def train(make_batch):
         config = compose("pretrain", [*SMALL, *overrides])
         torch.manual_seed(0)
         encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder)))
-        options = {key: value for key, value in plain(config.objective).items() if key not in ("_target_", "best")}
+        options = {key: value for key, value in plain(config.objective).items() if key not in OF_TRAINING}
         objective = build_objective(options, encoder.config)
         model = nn.ModuleDict({"encoder": encoder, "objective": objective})
         optimizer = build_optimizer(

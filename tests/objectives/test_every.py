@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.config import compose, config_dir, objective_class, options, plain
+from speechssl.config import OF_TRAINING, compose, config_dir, objective_class, options, plain
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training.checkpoint import build_objective
 from speechssl.training.optim import build_optimizer
@@ -37,8 +37,7 @@ def build():
         torch.manual_seed(0)
         values = plain(config.model.encoder) | objective_class(name).encoder_needs
         encoder = Encoder(EncoderConfig.from_dict(values))
-        values = plain(config.objective)
-        del values["_target_"], values["best"]
+        values = {key: value for key, value in plain(config.objective).items() if key not in OF_TRAINING}
         values = objective_class(name).complete(values, config)
         objective = build_objective(values, encoder.config)
         if hasattr(objective, "stored"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from speechssl.config import compose, plain
+from speechssl.config import OF_TRAINING, compose, plain
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.views import change_speed, reorder
@@ -43,8 +43,7 @@ def test_parts_are_weighted_and_named(small_config, make_batch):
             "run_dir=x",
         ],
     )
-    values = plain(config.objective)
-    del values["_target_"], values["best"], values["name"]
+    values = {key: value for key, value in plain(config.objective).items() if key not in ("name", *OF_TRAINING)}
     values = MultiObjective.complete(values, config)
     assert values["settings"]["best_rq"]["sample_rate"] == 16_000
     assert values["settings"]["best_rq"]["num_codewords"] == 64
