@@ -178,7 +178,10 @@ def _collapsed_codes(case: Case) -> str | None:
 
 
 def _collapsed(case: Case) -> str | None:
-    for name, least in (("output_variance", 1e-3), ("target_variance", 1e-3), ("effective_rank", 1.2)):
+    band = case.bands.at("effective_rank", case.progress)
+    # Loudness, one direction, is most of what APC's outputs say at first: half way from there to none is too little.
+    rank = min(1.2, (1 + band[0]) / 2) if band else 1.2
+    for name, least in (("output_variance", 1e-3), ("target_variance", 1e-3), ("effective_rank", rank)):
         value = case.get(name)
         if value is not None and value < least:
             return f"{name} is {value:.2g}: every frame gives the same"

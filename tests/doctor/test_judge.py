@@ -52,6 +52,16 @@ def test_a_part_that_the_model_has_not_is_not_frozen():
 
 
 @pytest.mark.parametrize(
+    ("healthy", "rank", "found"), [(1.14, 1.1, []), (1.14, 1.05, ["collapse"]), (9, 1.1, ["collapse"])]
+)
+def test_where_healthy_outputs_use_few_directions_a_collapse_is_fewer(healthy, rank, found):
+    bands = Bands({"effective_rank": [[healthy, 40.0]] * len(EDGES)})
+    judge = Judge(bands=bands, settings={}, max_steps=100, patience=3)
+    rows = [{"step": step, **WELL, "effective_rank": rank} for step in (2, 3, 4)]
+    assert [finding.name for row in rows for finding in judge.see(row)] == found
+
+
+@pytest.mark.parametrize(
     ("change", "settings", "name", "mend"),
     [
         ({"input_level": 1e-6, "code_usage": 0.01}, {}, "silent_data", "audio"),
