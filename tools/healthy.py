@@ -1,15 +1,16 @@
 """Make speechssl/doctor/healthy/OBJECTIVE.json from folders of runs that went well.
 
-    python tools/healthy.py RUN [RUN ...]
+    python tools/healthy.py [--add] RUN [RUN ...]
 
-The ranges of each objective are those of all its runs that are given; the file names the settings that made them. A run
-of fewer than 300 steps counts only for figures that do not say how far it has come.
+The ranges of each objective are those of all its runs that are given, and with --add those of the file before; it
+names the settings that made them. A run of fewer than 300 steps counts only for figures that do not say how far it has
+come.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
 from speechssl.doctor import healthy, logs
 
@@ -25,22 +26,24 @@ SETTINGS = (
 )
 
 
-def main(folders: list[str]) -> None:
+def main(folders: list[str], *, add: bool) -> None:
     runs: dict[str, list[logs.Log]] = {}
     for folder in folders:
         log = logs.read(folder)
         runs.setdefault(log.objective, []).append(log)
     healthy.FOLDER.mkdir(exist_ok=True)
     for objective, found in runs.items():
+        path = healthy.FOLDER / f"{objective}.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if add else {"runs": [], "ranges": {}}
+        made = [{key: _short(log.settings.get(key)) for key in SETTINGS if key in log.settings} for log in found]
         content = {
             "made_by": "python tools/healthy.py RUN ...",
-            "runs": [{key: _short(log.settings.get(key)) for key in SETTINGS if key in log.settings} for log in found],
+            "runs": before["runs"] + made,
             "edges": healthy.EDGES,
-            "ranges": healthy.measure([_rows(log) for log in found]),
+            "ranges": _union(before["ranges"], healthy.measure([_rows(log) for log in found])),
         }
-        path = healthy.FOLDER / f"{objective}.json"
         path.write_text(_json(content) + "\n", encoding="utf-8")
-        print(f"{path}: {len(content['ranges'])} figures of {len(found)} runs")
+        print(f"{path}: {len(content['ranges'])} figures of {len(content['runs'])} runs")
 
 
 def _rows(log: logs.Log) -> list[healthy.Row]:
@@ -53,6 +56,18 @@ def _rows(log: logs.Log) -> list[healthy.Row]:
         for row in log.rows
         if "loss" in row
     ]
+
+
+def _union(before: dict, now: dict) -> dict:
+    """Ranges that hold both."""
+    none = [None] * len(healthy.EDGES)
+    return {
+        name: [
+            [min(a[0], b[0]), max(a[1], b[1])] if a and b else a or b
+            for a, b in zip(before.get(name, none), now.get(name, none), strict=True)
+        ]
+        for name in before.keys() | now.keys()
+    }
 
 
 def _short(value: object) -> object:
@@ -72,4 +87,8 @@ def _json(content: dict) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Healthy curves from run folders.")
+    parser.add_argument("--add", action="store_true", help="to the runs that the files have already")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    given = parser.parse_args()
+    main(given.runs, add=given.add)
