@@ -34,8 +34,8 @@ from speechssl.errors import UserError
 
 MISSING = "???"
 
-# Keys of an objective's yaml that say how to train it, and are no settings of its own.
-OF_TRAINING = ("_target_", "best", "lr")
+# Keys of an objective's or task's yaml that say how to train it, and are no settings of its own.
+OF_TRAINING = ("_target_", "max_steps", "best", "lr")
 
 # Keys that hold a path, and what stands for one in help and messages.
 PATH_KEYS = {

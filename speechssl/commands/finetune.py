@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from speechssl.config import objective_class, plain
+from speechssl.config import OF_TRAINING, objective_class, plain
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.training import checkpoint as checkpoints
@@ -38,9 +38,7 @@ def run(config: DictConfig) -> None:
         open_manifest(config.data.valid) if config.data.valid else None,
     )
     torch.manual_seed(config.trainer.seed)
-    options = plain(config.task)
-    for key in ("_target_", "max_steps", "best", "lr"):
-        options.pop(key, None)
+    options = {key: value for key, value in plain(config.task).items() if key not in OF_TRAINING}
     encoder, sample_rate, normalize, pretrained = _encoder(config)
     if options["freeze_feature_encoder"] is None:
         options["freeze_feature_encoder"] = config.init != "none"

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from speechssl.config import config_dir
+from speechssl.config import OF_TRAINING, config_dir
 from speechssl.data.text import BLANK
 from speechssl.errors import UserError
 from speechssl.interop.names import encoder_table, head_table, rename_weight_norm, to_common, to_ours
@@ -171,9 +171,7 @@ def unnamed_symbols(size: int, blank: int, source: object) -> list[str]:
 def options(group: str, name: str, **changes: Any) -> dict[str, Any]:
     """The options of an objective or task: those of our own yaml with `changes`."""
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml"))
-    for key in ("_target_", "max_steps", "best", "lr"):
-        values.pop(key, None)
-    return values | changes
+    return {key: value for key, value in values.items() if key not in OF_TRAINING} | changes
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:

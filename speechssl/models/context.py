@@ -19,12 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from speechssl.errors import UserError
 from speechssl.models.dropout import attend, dropout
 from speechssl.models.fourier import correlate
-from speechssl.models.lengths import missing, runs
+from speechssl.models.lengths import ROWS, missing, runs
 
 # The positional convolution sees lengths that are multiples of this many frames.
 GRAIN = 32
-# The layers of an hourglass see a number of frames that is a multiple of this.
-ROWS = 64
 # On a CPU it goes by way of spectra where frames are at least so many times its taps: their transform pays then.
 FOURIER = 3
 

@@ -14,14 +14,12 @@ from speechssl.models.context import ContextNetwork
 from speechssl.models.dropout import dropout
 from speechssl.models.fbank import FbankEncoder
 from speechssl.models.feature_encoder import FeatureEncoder
-from speechssl.models.lengths import hop, missing, num_frames, receptive_field
+from speechssl.models.lengths import ROWS, hop, missing, num_frames, receptive_field
 from speechssl.models.past import ConvolutionalContext, RecurrentContext
 from speechssl.types import EncoderOutput
 
 # No layer of an encoder is larger, and none has more layers.
 MAX_SIZE, MAX_LAYERS = 2**20, 1000
-# The context network sees a number of frames that is a multiple of this.
-ROWS = 64
 # Fields that older checkpoints lack, and their values there.
 LATER = {"context": "transformer", "causal": False, "hourglass": 1}
 PAST_CONTEXTS = {"convolutions": ConvolutionalContext, "recurrent": RecurrentContext}

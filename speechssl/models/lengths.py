@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+# Rows of packed frames are rounded up to a multiple of this (see `missing`).
+ROWS = 64
+
 
 def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
     """Frames that the stack makes of `num_samples` samples; 0 where the clip is shorter than the receptive field."""

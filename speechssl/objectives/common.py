@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.models.encoder import Encoder
-from speechssl.models.lengths import missing
+from speechssl.models.lengths import ROWS, missing
 from speechssl.models.masking import span_mask
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import ranks, sum_over_ranks
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 WATCH_EVERY = 10
 # Frames that the covariance of a batch is taken from, at most.
 SAMPLE = 1024
-# Rows of products at chosen frames are rounded up to a multiple of this.
-ROWS = 64
 
 Metrics = dict[str, tuple[float | Tensor, float]]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from speechssl.models.context import ContextNetwork
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.lengths import missing
+from speechssl.models.lengths import ROWS, missing
 from speechssl.models.masking import span_mask
 from speechssl.models.spectrum import standardize
 from speechssl.models.teacher import Teacher
@@ -22,7 +22,6 @@ from speechssl.rng import generator as make_generator
 from speechssl.types import Batch, LossOutput, Term
 
 KERNEL, GROUPS = 7, 16  # of the decoder's convolutions (data2vec 2.0, table 11)
-ROWS = 64
 
 
 class Data2VecObjective(PretrainingObjective):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.lengths import missing
+from speechssl.models.lengths import ROWS, missing
 from speechssl.models.masking import sample_distractors
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
 from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, in_fp32, spread
@@ -23,8 +23,8 @@ from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import mean_over_ranks
 from speechssl.types import Batch, LossOutput, Term, at_least_fp32
 
-# Rows of the projections at masked frames, and of a clip's similarities, are rounded up to multiples of these.
-ROWS, GRAIN = 64, 16
+# Rows of a clip's similarities are rounded up to a multiple of this.
+GRAIN = 16
 
 
 @dataclass

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from speechssl.errors import UserError
-from speechssl.models.lengths import hop, missing, num_frames, receptive_field
+from speechssl.models.lengths import ROWS, hop, missing, num_frames, receptive_field
 
 # As in the models: frames of a convolution window, and what numbers of rows are rounded up to.
-WINDOW, ROWS, GRAIN = 25, 64, 32
+WINDOW, GRAIN = 25, 32
 # Backward passes cost as much again for the weights and for the input; attention's is recomputed on the way.
 TRAIN, ATTENTION = 3.0, 3.5
 # Values that softmax and dropout read and write for a pair of frames in a head, forward and backward, as `elements`.
