@@ -1,4 +1,7 @@
-"""CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 4.3; Graves et al. 2006)."""
+"""CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 4.3; Graves et al. 2006).
+
+Or two bidirectional LSTMs and that layer over a frozen encoder (SUPERB, Yang et al. 2021, its ASR task).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from speechssl.errors import UserError
 from speechssl.heads.adapters import Adapters
 from speechssl.heads.encoding import encode, is_frozen
 from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.models.recurrence import recur
 from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance, at_least_fp32
 
 
@@ -43,6 +47,7 @@ class CTCObjective(nn.Module):
         channel_mask_start_probability: float = 0.0,
         channel_mask_span: int | None = None,
         layers: str = "last",
+        recurrent_size: int = 0,
         lora_rank: int = 0,
         adapter_size: int = 0,
         units: str = "characters",
@@ -60,6 +65,7 @@ class CTCObjective(nn.Module):
         channel_mask_start_probability, channel_mask_span: runs of channels hidden in training; a span of None is a
             twelfth of the channels, as the paper's 64 of BASE's 768.
         layers: "last" reads the last layer, "weighted" a learned weighting of all of them, each normed (SUPERB).
+        recurrent_size: width each way of two bidirectional LSTMs before the linear layer; 0 for none.
         lora_rank, adapter_size: see `Adapters`; with either the encoder itself does not train.
         units, bpe_size, language: see `Vocabulary`.
         clip_seconds: how long the training clips are, the 5th, 50th and 95th percentile: long recordings are cut alike.
@@ -71,7 +77,11 @@ class CTCObjective(nn.Module):
         self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if layers == "weighted" else None
         has_adapters = lora_rank or adapter_size
         self.adapters = Adapters(encoder, lora_rank=lora_rank, adapter_size=adapter_size) if has_adapters else None
-        self.linear = nn.Linear(encoder.hidden_size, len(self.vocabulary))
+        self.recurrent = None
+        if recurrent_size:
+            options = {"num_layers": 2, "dropout": dropout, "bidirectional": True}
+            self.recurrent = nn.LSTM(encoder.hidden_size, recurrent_size, **options)
+        self.linear = nn.Linear(2 * recurrent_size or encoder.hidden_size, len(self.vocabulary))
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
         self.dropout = dropout
@@ -144,6 +154,8 @@ class CTCObjective(nn.Module):
             # Normed, because the layers of a pre-norm network grow with depth.
             states = (F.layer_norm(state, state.shape[-1:]) for state in output.packed)
             x = sum(weight * state for weight, state in zip(weights, states, strict=True))
+        if self.recurrent is not None:
+            x = recur(self.recurrent, F.dropout(x, self.dropout, self.training), output.frame_lengths)
         return self.linear(F.dropout(x, self.dropout, self.training))
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:

@@ -13,16 +13,18 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
     """The same recogniser as an encoder and a linear layer; any other checkpoint as it is.
 
     Raises:
-        UserError: it has bottleneck adapters or weighs layers, which no other toolkit's CTC model does.
+        UserError: it has bottleneck adapters, weighs layers or has recurrent ones, which no other toolkit's CTC model does.
     """
     objective = checkpoint.config["objective"]
     if objective["name"] not in ("ctc", "semi"):
         return checkpoint
     tensors, head = dict(checkpoint.tensors), dict(objective)
-    if head.get("adapter_size") or head.get("layers", "last") != "last":
-        part = "task.adapter_size" if head.get("adapter_size") else "task.layers=weighted"
+    foreign = [f"task.{name}" for name in ("adapter_size", "recurrent_size") if head.get(name)]
+    if head.get("layers", "last") != "last":
+        foreign.append("task.layers=weighted")
+    if foreign:
         raise UserError(
-            f"{checkpoint.folder} was trained with {part}, for which other toolkits' CTC models have no place; "
+            f"{checkpoint.folder} was trained with {' and '.join(foreign)}, for which other toolkits' CTC models have no place; "
             "fine-tune without it, or with task.lora_rank, which merges into the weights"
         )
     if head.get("lora_rank"):

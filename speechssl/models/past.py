@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+
+from speechssl.models.recurrence import recur
 
 KERNEL = 3
 
@@ -48,8 +49,6 @@ class RecurrentContext(nn.Module):
         """[P, C] -> layers + 1 tensors [P, C]: the input, and the output of each layer."""
         states = [x]
         for layer in self.layers:
-            # A clip without frames cannot be packed.
-            packed = pack_sequence([clip for clip in x.split(frame_lengths) if len(clip)], enforce_sorted=False)
-            x = F.dropout(torch.cat(unpack_sequence(layer(packed)[0])), self.dropout, self.training)
+            x = F.dropout(recur(layer, x, frame_lengths), self.dropout, self.training)
             states.append(x)
         return states

@@ -192,6 +192,20 @@ def test_adapters_leave_the_encoder_as_it_was_and_work_after_loading(
     assert refused.code == 2 and refused.sentence.startswith("encoder.reset_layers=1 begins layers anew")
 
 
+def test_recurrent_layers_train_alone_over_a_frozen_encoder(finetune, pretrained, speechssl, tmp_path):
+    train = tmp_path / "train.jsonl"
+    frozen = ("task.freeze_encoder=1.0", "task.recurrent_size=4", "task.layers=weighted")
+    assert finetune(train, *frozen, init=pretrained).code == 0
+    found, before = load_checkpoint(tmp_path / "tuned"), load_checkpoint(pretrained)
+    ours, theirs = found.part("encoder"), before.part("encoder")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found.part("objective")["recurrent.weight_hh_l1_reverse"].shape == (16, 4)
+    tested = speechssl("evaluate", f"checkpoint={tmp_path / 'tuned'}", f"data.test={train}", f"out={tmp_path / 'test'}")
+    assert tested.code == 0
+    refused = finetune(train, "task.recurrent_size=-1", init=pretrained, run="bad")
+    assert refused.code == 2 and "recurrent_size" in refused.sentence
+
+
 def test_units_of_words_and_early_stopping(finetune, speechssl, write_corpus, tmp_path, read_rows):
     pytest.importorskip("sentencepiece")
     train = write_corpus()

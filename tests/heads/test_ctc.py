@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby, product
 
 import pytest
@@ -205,6 +206,20 @@ def test_all_layers_can_be_weighed(build, batch):
     assert objective.layer_weights.grad.abs().sum() > 0
     with pytest.raises(UserError, match=r"task\.layers=first must be last or weighted"):
         build(layers="first")
+
+
+def test_recurrent_layers_hear_the_whole_clip_and_no_other(build, batch):
+    encoder, objective = build(recurrent_size=5, layers="weighted")
+    output = encoder.eval()(batch.waveforms, batch.lengths)
+    found = objective.eval().logits(output)
+    assert found.shape == (70, 4)
+    changed = [state.clone() for state in output.packed]
+    for state in changed:
+        state[31 + 14] *= -1.0  # the last frame of the second clip
+    differs = (objective.logits(replace(output, packed=changed)) - found).abs().amax(1) > 1e-7
+    assert differs[31:46].all() and not differs[:31].any() and not differs[46:].any()
+    objective.train()(encoder, batch).terms["ctc"].sum.backward()
+    assert all(p.grad.abs().sum() > 0 for p in objective.recurrent.parameters())
 
 
 def test_with_adapters_the_head_and_they_train(build, batch):

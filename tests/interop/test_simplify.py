@@ -66,3 +66,5 @@ def test_what_has_no_place_is_refused_by_name(checkpoint):
         simplify(checkpoint(CTCObjective, "ctc", adapter_size=4))
     with pytest.raises(UserError, match=r"task\.layers=weighted"):
         simplify(checkpoint(CTCObjective, "ctc", layers="weighted"))
+    with pytest.raises(UserError, match=r"task\.recurrent_size and task\.layers=weighted"):
+        simplify(checkpoint(CTCObjective, "ctc", layers="weighted", recurrent_size=4))
