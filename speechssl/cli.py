@@ -96,6 +96,15 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
     return code
 
 
+def _wait_asleep() -> None:
+    """Let torch's threads sleep soon while they wait for each other; before torch is imported.
+
+    By default they spin for milliseconds, on the very core that the awaited one needs where the machine has other work.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -128,6 +137,7 @@ def _dispatch(arguments: list[str]) -> int:
     from speechssl.config import compose
 
     config = compose(verb, overrides)
+    _wait_asleep()
     if verb not in WITHOUT_TORCH:
         check_pair()
     if "trainer" in config and config.trainer.get("devices", 1) > 1 and not ranks.is_rank():

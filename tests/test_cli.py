@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -95,6 +96,20 @@ def test_what_goes_wrong_is_one_sentence(count, capsys, overrides, code, part):
     assert out == ""
     assert part in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_wait_asleep_unless_the_user_says_how(count, monkeypatch, given, spins):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert count(*GIVEN, "upto=1") == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_a_bug_keeps_its_traceback(count, capsys):
