@@ -15,6 +15,7 @@ option speakers "" "folder of recordings named SPEAKER-ANYTHING, to be probed fo
 option minutes "10" "minutes of transcribed speech to fine-tune on, in quotes: 10, or 10 60"
 option model tiny "model to pretrain"
 option front conv "front end: conv, fbank or fbank40"
+option finetunings "ctc selftrain semi" "ways to fine-tune, in quotes: on the transcripts alone, on the model's own too, with the pretraining's loss"
 option finetune-steps 1000 "steps of each fine-tuning, of 10 s"
 option probe-steps 300 "steps of each speaker probe"
 few_labels+=(data.batch_seconds=10)
@@ -45,7 +46,7 @@ if at_stage 2 "Every family, $budget s each"; then
     speechssl compare objectives="[${names%,}]" budget="$budget" model="$model" feature_encoder="$front" \
         data.train="$out/data/train.jsonl" data.valid="$out/data/valid.jsonl" data.test="$out/data/test.jsonl" \
         data.labelled="[$labelled]" ${voices[@]+"${voices[@]}"} finetune_steps="$finetune_steps" \
-        finetune="[${finetune%,}]" probe_steps="$probe_steps" \
+        finetune="[${finetune%,}]" finetunings="[${finetunings// /,}]" probe_steps="$probe_steps" \
         out="$out/compared" ${overrides[@]+"${overrides[@]}"} > "$out/table.txt"
 fi
 if at_stage 3 "The table"; then

@@ -7,7 +7,9 @@ Examples:
     data.valid=valid.jsonl data.labelled=[10min.jsonl,1h.jsonl] data.test=test.jsonl out=kin
 
 Each objective is pretrained for as many steps as fit the budget, fine-tuned on each amount of transcripts, and probed
-for the speaker, as `speechssl probe` does it: the encoder frozen, its layers weighted, the rate chosen on valid. OUT
+for the speaker, as `speechssl probe` does it: the encoder frozen, its layers weighted, the rate chosen on valid.
+finetunings= has the ways to fine-tune, each a column: ctc on the transcripts alone, selftrain on what that model then
+makes of data.train (half of the steps each), semi with the pretraining's own loss on data.train beside it. OUT
 gets results.json, table.md and plots. Runs are in OUT/runs; the same command again goes on where it was.
 """
 
@@ -19,16 +21,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from speechssl.commands.selftrain import row_in, write_rows
 from speechssl.config import config_dir, nearest, options
 from speechssl.data.sampler import DurationBuckets
 from speechssl.errors import UserError
 from speechssl.evaluation.comparison import Contender, Measured, run_measured, write
+from speechssl.manifest import Manifest, ManifestSet
 from speechssl.training.run import choose_device, open_manifest
 
 # Where a run stops, and goes on from, that says how long a step takes: preparation is before the first stop, and each
 # start costs the same from then on.
 STOPS = (4, 8, 44)
 HEALTH = ("output_variance", "effective_rank", "code_usage", "energy_gap", "target_variance")
+FINETUNINGS = ("ctc", "selftrain", "semi")
 RANDOM = Contender("random", "best_rq", ())  # a step at no rate leaves an encoder as it began
 
 
@@ -41,6 +46,11 @@ def run(config: DictConfig) -> None:
         raise UserError("objectives= names one twice; give each once, or with other settings")
     if isinstance(config.data.labelled, str):
         config.data.labelled = [config.data.labelled]
+    if isinstance(config.finetunings, str):
+        config.finetunings = [config.finetunings]
+    for way in config.finetunings:
+        if way not in FINETUNINGS:
+            raise UserError(f"finetunings= has {way!r}: did you mean {nearest(str(way), FINETUNINGS)}?")
     data = config.data
     stems = [Path(path).stem for path in data.labelled]
     if len(set(stems)) < len(stems):
@@ -49,12 +59,24 @@ def run(config: DictConfig) -> None:
     train, *_ = [open_manifest(path) for path in (data.train, data.valid, data.test, *data.labelled, *speakers)]
     durations_s = train.durations_s.clip(max=config.model.pretrain.max_clip_s)
     batches = DurationBuckets(durations_s, batch_seconds=config.data.batch_seconds, seed=0).epoch(0)
+    unlabelled = _without_text(train, Path(config.out)) if set(config.finetunings) - {"ctc"} else None
     rows = []
     for contender in contenders:
-        comparison = _Comparison(config, contender, batch_s=float(durations_s.sum()) / len(batches))
+        batch_s = float(durations_s.sum()) / len(batches)
+        comparison = _Comparison(config, contender, batch_s=batch_s, unlabelled=unlabelled)
         rows.append(comparison.row())
         write(Path(config.out), rows)
     print((Path(config.out) / "table.md").read_text(encoding="utf-8"), end="")
+
+
+def _without_text(train: Manifest | ManifestSet, folder: Path) -> str:
+    """A manifest of the same clips without their transcripts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{key: value for key, value in row_in(clip, folder).items() if key != "text"} for clip in train]
+    found = write_rows(folder, rows, name="unlabelled")
+    if not isinstance(found, str):
+        raise UserError("finetunings= besides ctc need data.train= to be all shards or all files; give one of them")
+    return found
 
 
 def _contender(text: str) -> Contender:
@@ -74,10 +96,11 @@ class _Comparison:
         config: of the command.
         contender: what is trained.
         batch_s: mean audio seconds of a step.
+        unlabelled: manifest of what it is pretrained on, without transcripts, where a way to fine-tune needs that.
     """
 
-    def __init__(self, config: DictConfig, contender: Contender, *, batch_s: float):
-        self.config, self.contender, self.batch_s = config, contender, batch_s
+    def __init__(self, config: DictConfig, contender: Contender, *, batch_s: float, unlabelled: str | None):
+        self.config, self.contender, self.batch_s, self.unlabelled = config, contender, batch_s, unlabelled
         self.folder = Path(config.out) / "runs" / contender.label
         self.shared = [f"trainer.device={config.trainer.device}", f"trainer.seed={config.trainer.seed}"]
         self.on_gpu = choose_device(config.trainer.device) == "cuda"
@@ -87,9 +110,10 @@ class _Comparison:
         data = self.config.data
         row: dict[str, Any] = {"objective": self.contender.label, **self._pretrain()}
         for path in data.labelled:
-            amount = Path(path).stem
-            metrics = self._tune(f"ctc_{amount}", path)
-            row |= {f"cer_{amount}": metrics["cer"], f"wer_{amount}": metrics["wer"]}
+            for way in self.config.finetunings:
+                metrics = self._tune(way, path)
+                column = Path(path).stem + ("" if way == "ctc" else f"_{way}")
+                row |= {f"{rate}_{column}": metrics[rate] for rate in ("cer", "wer")}
         return row | {"speaker_accuracy": self._probe()}
 
     def _seconds(self, measured: Measured) -> float:
@@ -145,16 +169,23 @@ class _Comparison:
         last = [row for row in map(json.loads, text.splitlines()) if "valid_loss" in row][-1]
         return {key: last.get(f"valid_{key}") for key in HEALTH}
 
-    def _tune(self, name: str, manifest: str) -> dict[str, Any]:
-        """Fine-tune on transcripts and test; the metrics of `speechssl evaluate`."""
+    def _tune(self, way: str, manifest: str) -> dict[str, Any]:
+        """Fine-tune on transcripts in one of FINETUNINGS, and test; the metrics of `speechssl evaluate`."""
+        name = f"{way}_{Path(manifest).stem}"
         run_dir, data, steps = self.folder / name, self.config.data, self.config.finetune_steps
+        verb, tested, train = "finetune", run_dir, [f"data.train={manifest}"]
+        if way == "semi":
+            train = [f"data.train=['{manifest}','{self.unlabelled}']", "data.mix_temperature=100"]
+        elif way == "selftrain":
+            verb, tested, steps = "selftrain", run_dir / "round_1", max(steps // 2, 1)
+            train += [f"data.unlabelled={self.unlabelled}", "rounds=1"]
         run_measured(
             self.folder / f"{name}.json",
-            "finetune",
+            verb,
             [
-                "task=ctc",
+                "task=semi" if way == "semi" else "task=ctc",
                 f"init={self.folder / 'pretrained'}",
-                f"data.train={manifest}",
+                *train,
                 f"data.valid={data.valid}",
                 "data.skip_invalid=true",
                 f"trainer.max_steps={steps}",
@@ -166,7 +197,7 @@ class _Comparison:
                 *self.config.finetune,
             ],
         )
-        overrides = [f"checkpoint={run_dir}", f"data.test={data.test}", f"out={run_dir / 'test'}"]
+        overrides = [f"checkpoint={tested}", f"data.test={data.test}", f"out={run_dir / 'test'}"]
         run_measured(self.folder / f"{name}_test.json", "evaluate", overrides)
         return json.loads((run_dir / "test" / "metrics.json").read_text(encoding="utf-8"))
 

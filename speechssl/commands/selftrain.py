@@ -61,7 +61,7 @@ def run(config: DictConfig) -> None:
         here = folder / f"round_{number}"
         found = pseudo_label(config, folder / f"round_{number - 1}", unlabelled, here)
         rows = mix(labelled, found["rows"], labelled_share=config.labelled_share, folder=here)
-        _finetune(config, here, write(here, rows))
+        _finetune(config, here, write_rows(here, rows, name="train"))
         print(json.dumps({"round": number, **found["figures"], **_best(here)}), flush=True)
 
 
@@ -101,7 +101,7 @@ def pseudo_label(config: DictConfig, teacher: Path, unlabelled: Manifest, here: 
             "transcripts or steps"
         )
     rows = [
-        {**_row(utterance, here), "id": f"pseudo-{utterance.id}", "text": text, "confidence": round(sure, 4)}
+        {**row_in(utterance, here), "id": f"pseudo-{utterance.id}", "text": text, "confidence": round(sure, 4)}
         for sure, utterance, text in kept
     ]
     figures = {
@@ -169,7 +169,7 @@ def mix(
     copies = max(round(wanted_s / real_s), 1)
     rows, times = [], Counter()
     for utterance in labelled:
-        row = _row(utterance, folder)
+        row = row_in(utterance, folder)
         for _ in range(copies):
             number = times[utterance.id]
             rows.append(row | ({"id": f"{utterance.id}#{number}"} if number else {}))
@@ -177,19 +177,19 @@ def mix(
     return rows + pseudo
 
 
-def write(folder: Path, rows: Sequence[dict[str, Any]]) -> str | list[str]:
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]], *, name: str) -> str | list[str]:
     """Write the rows as one manifest or, where some are parts of shards, as two, since none may hold both."""
     parts = {
-        "train.jsonl": [row for row in rows if "bytes" not in row],
-        "train_shards.jsonl": [row for row in rows if "bytes" in row],
+        f"{name}.jsonl": [row for row in rows if "bytes" not in row],
+        f"{name}_shards.jsonl": [row for row in rows if "bytes" in row],
     }
-    paths = [str(folder / name) for name, part in parts.items() if part]
+    paths = [str(folder / file) for file, part in parts.items() if part]
     for path in paths:
         manifests.write(path, parts[Path(path).name])
     return paths if len(paths) > 1 else paths[0]
 
 
-def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
+def row_in(utterance: Utterance, folder: Path) -> dict[str, Any]:
     """A clip's line in a manifest of `folder`; a URL stays as it is."""
     path = utterance.audio_path
     if isinstance(path, Path):

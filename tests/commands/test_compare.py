@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+from pathlib import Path
+
 import pytest
 
 from speechssl.errors import UserError
 from speechssl.evaluation.comparison import Measured, run_measured, table
+from speechssl.manifest import Manifest
 
 
 def test_columns_are_those_that_any_row_has():
@@ -23,8 +26,6 @@ def test_columns_are_those_that_any_row_has():
 @pytest.fixture
 def record(monkeypatch):
     """Commands that are not run: what they would be, and made-up figures in the files that they would write."""
-    from pathlib import Path
-
     from speechssl.commands import compare
 
     commands, steps_done = [], {}
@@ -66,6 +67,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
         f"out={tmp_path / 'out'}",
         "finetune=['data.batch_seconds=10','encoder.dropout=0.25']",
         f"data.speakers_test={voices}",
+        "finetunings=[ctc,selftrain,semi]",
         "trainer.device=cpu",
     )
     assert result.code == 0
@@ -80,8 +82,19 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert result.out == (tmp_path / "out" / "table.md").read_text()
     trained = [overrides for verb, overrides in record if verb == "pretrain"]
     assert any({"objective.teacher=none", "optim.lr=3e-4"} <= set(overrides) for overrides in trained)
-    tuned = [overrides for verb, overrides in record if verb == "finetune"]
-    assert len(tuned) == 3 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
+    assert (rows[2]["cer_ten_semi"], rows[2]["cer_ten_selftrain"]) == (0.25, 0.25)
+    tuned = [overrides for verb, overrides in record if verb in ("finetune", "selftrain")]
+    unlabelled = tmp_path / "out" / "unlabelled.jsonl"
+    assert [clip.text for clip in Manifest(unlabelled)] == [None] * len(Manifest(train))
+    audio = [{clip.audio_path.resolve() for clip in Manifest(path)} for path in (unlabelled, train)]
+    assert audio[0] == audio[1]
+    steps = "trainer.max_steps=500"
+    assert {"task=ctc", f"data.train={labelled}", steps} <= set(tuned[-3])
+    assert {"task=ctc", f"data.unlabelled={unlabelled}", "rounds=1", "trainer.max_steps=250"} <= set(tuned[-2])
+    assert {"task=semi", f"data.train=['{labelled}','{unlabelled}']", steps} <= set(tuned[-1])
+    tested = [overrides[0] for verb, overrides in record if verb == "evaluate"][-3:]
+    assert [Path(checkpoint).name for checkpoint in tested] == ["ctc_ten", "round_1", "semi_ten"]
+    assert len(tuned) == 9 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
     probed = next(overrides for verb, overrides in record if verb == "probe")
     assert {f"data.train={labelled}", f"data.valid={train}", f"data.test={voices}"} <= set(probed)
 
@@ -91,6 +104,7 @@ def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):
     shared = [f"data.{key}={train}" for key in ("train", "valid", "test")]
     shared += [f"data.labelled=[{train}]", f"out={tmp_path / 'out'}"]
     assert "did you mean hubert?" in speechssl("compare", "objectives=[huber]", *shared).sentence
+    assert "did you mean semi?" in speechssl("compare", "finetunings=[semj]", *shared).sentence
     assert "names one twice" in speechssl("compare", "objectives=[hubert,hubert]", *shared).sentence
     twice = f"data.labelled=[{train},{tmp_path / 'elsewhere' / train.name}]"
     assert "two files of one name" in speechssl("compare", *shared, twice).sentence
@@ -113,9 +127,11 @@ def test_a_real_comparison(speechssl, small_overrides, write_corpus, tmp_path):
     command = ("compare", "objectives=['hubert num_clusters=4']", "budget=40", f"data.train={train}")
     command += (f"data.valid={train}", f"data.test={labelled}", f"data.labelled=[{labelled}]")
     command += (f"out={tmp_path / 'out'}", *model)
-    command += ("data.batch_seconds=2.0", "finetune_steps=4", "probe_steps=4", "trainer.device=cpu")
+    command += ("finetunings=[ctc,selftrain,semi]", "data.batch_seconds=2.0", "finetune_steps=4", "probe_steps=4")
+    command += ("trainer.device=cpu",)
     assert speechssl(*command).code == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["objective"] for row in rows] == ["random", "hubert_num_clusters-4"]
     assert all(row["cer_ten"] >= 0 and row["speaker_accuracy"] >= 0 for row in rows)
-    assert (tmp_path / "out" / "cer_ten.png").is_file()
+    assert all(row["cer_ten_selftrain"] >= 0 and row["cer_ten_semi"] >= 0 for row in rows)
+    assert (tmp_path / "out" / "cer_ten_semi.png").is_file()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from speechssl import manifest
-from speechssl.commands.selftrain import confidence, mix, write
+from speechssl.commands.selftrain import confidence, mix, write_rows
 from speechssl.decoding.ngram import estimate
 from speechssl.decoding.transcript import Character, Transcript
 from speechssl.manifest import Manifest, ManifestSet
