@@ -13,7 +13,8 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
     """The same recogniser as an encoder and a linear layer; any other checkpoint as it is.
 
     Raises:
-        UserError: it has bottleneck adapters, weighs layers or has recurrent ones, which no other toolkit's CTC model does.
+        UserError: it has bottleneck adapters or recurrent layers or weighs layers, which no other toolkit's CTC model
+            does.
     """
     objective = checkpoint.config["objective"]
     if objective["name"] not in ("ctc", "semi"):
@@ -24,8 +25,8 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
         foreign.append("task.layers=weighted")
     if foreign:
         raise UserError(
-            f"{checkpoint.folder} was trained with {' and '.join(foreign)}, for which other toolkits' CTC models have no place; "
-            "fine-tune without it, or with task.lora_rank, which merges into the weights"
+            f"{checkpoint.folder} was trained with {' and '.join(foreign)}, for which other toolkits' CTC models have "
+            "no place; fine-tune without it, or with task.lora_rank, which merges into the weights"
         )
     if head.get("lora_rank"):
         encoder = build_encoder(checkpoint)

@@ -59,12 +59,12 @@ def test_shards_stay_where_they_are_and_apart_from_files(write_corpus, tmp_path)
     shards = [{**row, "audio_filepath": url, "id": "a"}, {**row, "audio_filepath": str(inside), "id": "b"}]
     manifest.write(tmp_path / "shards.jsonl", shards)
     rows = mix(Manifest(tmp_path / "shards.jsonl"), [], labelled_share=0.0, folder=tmp_path / "st")
-    path = write(tmp_path / "st", rows)
+    path = write_rows(tmp_path / "st", rows, name="train")
     written = list(Manifest(path))
     assert [clip.audio_path for clip in written] == [url, tmp_path / "st/../shards/b.tar"]
     assert all(clip.byte_range == (512, 10) for clip in written)
     files = mix(Manifest(write_corpus("train")), rows, labelled_share=0.0, folder=tmp_path / "st")
-    both = ManifestSet([Manifest(part) for part in write(tmp_path / "st", files)])
+    both = ManifestSet([Manifest(part) for part in write_rows(tmp_path / "st", files, name="train")])
     assert both.sizes == [4, 2]
 
 
