@@ -14,7 +14,7 @@ option budget 600 "seconds of compute of each pretraining: of the processor, or 
 option speakers "" "folder of recordings named SPEAKER-ANYTHING, to be probed for who speaks"
 option minutes "10" "minutes of transcribed speech to fine-tune on, in quotes: 10, or 10 60"
 option model tiny "model to pretrain"
-option front conv "front end: conv, fbank or fbank40"
+option front conv "front end: conv, fbank, fbank40 or stack40"
 option finetunings "ctc selftrain semi" "ways to fine-tune, in quotes: on the transcripts alone, on the model's own too, with the pretraining's loss"
 option finetune-steps 1000 "steps of each fine-tuning, of 10 s"
 option probe-steps 300 "steps of each speaker probe"

@@ -30,7 +30,8 @@ class EncoderConfig:
     """Shape of an encoder; plain data, so that it lives in a checkpoint.
 
     Attributes:
-        feature_encoder: "conv", convolutions over raw samples, or "fbank", log-mel and light convolutions.
+        feature_encoder: "conv", convolutions over raw samples, "fbank", log-mel and light convolutions, or "stacked",
+            spectra side by side: each layer has kernel times the channels below it.
         conv_channels, conv_kernels, conv_strides: the feature encoder, one number a layer (fbank: the spectrum first).
         conv_norm: "group" (first layer, BASE) or "layer" (each layer, LARGE).
         conv_bias: whether the convolutions have a bias.
@@ -89,8 +90,17 @@ class EncoderConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides):
             raise UserError("the encoder's conv_channels, conv_kernels and conv_strides must be equally long lists")
-        if self.feature_encoder not in ("conv", "fbank"):
-            raise UserError(f"the encoder's feature_encoder is {self.feature_encoder!r}, but must be 'conv' or 'fbank'")
+        if self.feature_encoder not in ("conv", "fbank", "stacked"):
+            raise UserError(
+                f"the encoder's feature_encoder is {self.feature_encoder!r}, but must be 'conv', 'fbank' or 'stacked'"
+            )
+        if self.feature_encoder == "stacked":
+            wanted = [a * kernel for a, kernel in zip(self.conv_channels, self.conv_kernels[1:], strict=False)]
+            if list(self.conv_channels[1:]) != wanted:
+                raise UserError(
+                    f"the encoder's conv_channels are {list(self.conv_channels)}, and frames side by side make "
+                    f"{[self.conv_channels[0], *wanted]}"
+                )
         if self.conv_norm not in ("group", "layer"):
             raise UserError(f"the encoder's conv_norm is {self.conv_norm!r}, but must be 'group' or 'layer'")
         if self.conv_init not in ("kaiming", "average", "gabor"):
@@ -237,8 +247,8 @@ def _feature_encoder(config: EncoderConfig) -> FeatureEncoder | FbankEncoder:
         "norm": config.conv_norm,
         "bias": config.conv_bias,
     }
-    if config.feature_encoder == "fbank":
-        return FbankEncoder(**shape)
+    if config.feature_encoder != "conv":
+        return FbankEncoder(**shape, stacked=config.feature_encoder == "stacked")
     return FeatureEncoder(**shape, init=config.conv_init)
 
 

@@ -35,6 +35,19 @@ class StackedFrames(nn.Module):
         return F.gelu(self.linear(torch.cat(clips))), [len(clip) for clip in clips]
 
 
+class SideBySide(nn.Module):
+    """Neighbouring frames as one, with nothing to learn (Sak et al. 2015, section 3)."""
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor, frame_lengths: list[int]) -> tuple[Tensor, list[int]]:
+        """[P, C] -> [P', kernel × C], frames a clip; no frame sees two clips."""
+        clips = [clip.unfold(0, self.kernel, self.stride).transpose(1, 2).flatten(1) for clip in x.split(frame_lengths)]
+        return torch.cat(clips), [len(clip) for clip in clips]
+
+
 class FbankEncoder(nn.Module):
     """Raw samples to frames by way of the log-mel spectrum.
 
@@ -42,10 +55,18 @@ class FbankEncoder(nn.Module):
         channels, kernels, strides: of each layer, the spectrum first.
         norm: of the spectrum: "group", each band over a clip's time, or "layer", each frame over its bands.
         bias: whether the convolutions have one.
+        stacked: frames side by side in place of the convolutions.
     """
 
     def __init__(
-        self, *, channels: Sequence[int], kernels: Sequence[int], strides: Sequence[int], norm: str, bias: bool
+        self,
+        *,
+        channels: Sequence[int],
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        norm: str,
+        bias: bool,
+        stacked: bool = False,
     ):
         super().__init__()
         self.kernels, self.strides, self.norm_kind = tuple(kernels), tuple(strides), norm
@@ -58,7 +79,9 @@ class FbankEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(channels[0]) if norm == "layer" else None
         self.layers = nn.ModuleList(
-            StackedFrames(channels[i - 1], channels[i], kernels[i], strides[i], bias=bias)
+            SideBySide(kernels[i], strides[i])
+            if stacked
+            else StackedFrames(channels[i - 1], channels[i], kernels[i], strides[i], bias=bias)
             for i in range(1, len(channels))
         )
 

@@ -139,7 +139,9 @@ def _context(encoder: dict, frames: Sequence[int], *, visible: float = 1.0, trai
 def _front(encoder: dict, frames: Sequence[int], samples: Sequence[int], *, trains: bool) -> dict[str, float]:
     """The feature encoder: windows of WINDOW frames each through all convolutions, or a spectrum and a few of them."""
     channels, kernels, strides = (encoder[f"conv_{name}"] for name in ("channels", "kernels", "strides"))
-    if encoder.get("feature_encoder", "conv") == "fbank":
+    if encoder.get("feature_encoder", "conv") != "conv":
+        if encoder["feature_encoder"] == "stacked":  # no products but the spectrum's
+            channels, kernels, strides = channels[:1], kernels[:1], strides[:1]
         return _filterbank(channels, kernels, strides, samples, trains=trains)
     windows = sum(math.ceil(n / WINDOW) for n in frames)
     length = receptive_field(kernels, strides) + (WINDOW - 1) * hop(strides)
@@ -249,9 +251,10 @@ def _head(encoder: dict, objective: dict) -> list[tuple[int, int]]:
 def _parameters(encoder: dict, objective: dict) -> float:
     hidden, forward = encoder["hidden_size"], encoder["feed_forward_size"]
     channels, kernels = encoder["conv_channels"], encoder["conv_kernels"]
-    first = 0 if encoder.get("feature_encoder", "conv") == "fbank" else kernels[0] * channels[0]
-    front = first + sum(a * b * k for a, b, k in zip(channels, channels[1:], kernels[1:], strict=False))
-    front += channels[-1] * hidden
+    kind = encoder.get("feature_encoder", "conv")
+    front = channels[-1] * hidden + (kernels[0] * channels[0] if kind == "conv" else 0)
+    if kind != "stacked":
+        front += sum(a * b * k for a, b, k in zip(channels, channels[1:], kernels[1:], strict=False))
     context = encoder["num_layers"] * (4 * hidden**2 + 2 * hidden * forward + 9 * hidden + forward)
     context += hidden**2 / encoder["position_groups"] * encoder["position_kernel"]
     teacher = context + (front if objective["name"] == "byol" else 0) if _has_teacher(objective) else 0

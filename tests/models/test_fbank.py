@@ -14,6 +14,7 @@ from speechssl.models.encoder import Encoder, EncoderConfig
 LENGTHS = [16_000, 9_999, 1360, 20_500]
 SHAPES = {
     "20 ms": {"conv_channels": (80, 12), "conv_kernels": (400, 3), "conv_strides": (160, 2)},
+    "stacked": {"conv_channels": (40, 160), "conv_kernels": (400, 4), "conv_strides": (160, 4)},
     "40 ms": {"conv_channels": (40, 12, 10), "conv_kernels": (400, 3, 3), "conv_strides": (160, 2, 2)},
 }
 
@@ -24,14 +25,15 @@ def build(small_config):
 
     def make(shape, norm="group") -> Encoder:
         torch.manual_seed(0)
-        config = small_config(feature_encoder="fbank", conv_norm=norm, conv_bias=True, **SHAPES[shape])
+        kind = "stacked" if shape == "stacked" else "fbank"
+        config = small_config(feature_encoder=kind, conv_norm=norm, conv_bias=True, **SHAPES[shape])
         return Encoder(config).eval()
 
     return make
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["20 ms", "40 ms"])
 def test_frames_are_those_of_plain_convolutions_over_kaldis_spectrum(build, make_batch, shape, norm):
     encoder, batch = build(shape, norm).feature_encoder, make_batch(LENGTHS, padding=float("nan"))
     frames, frame_lengths = encoder(batch.waveforms, batch.lengths)
@@ -46,6 +48,20 @@ def test_frames_are_those_of_plain_convolutions_over_kaldis_spectrum(build, make
             weight = layer.linear.weight.view(layer.linear.out_features, -1, layer.kernel)
             x = F.gelu(F.conv1d(x, weight, layer.linear.bias, stride=layer.stride))
         torch.testing.assert_close(ours, x[0].T, rtol=1e-3, atol=2e-3)
+
+
+def test_spectra_side_by_side_are_those_of_kaldi(build, make_batch, small_config):
+    encoder, batch = build("stacked").feature_encoder, make_batch(LENGTHS, padding=float("nan"))
+    frames, frame_lengths = encoder(batch.waveforms, batch.lengths)
+    assert not list(encoder.parameters())
+    for clip, n, ours in zip(batch.waveforms, LENGTHS, frames.split(frame_lengths), strict=True):
+        x = kaldi.fbank(clip[None, :n], dither=0.0, sample_frequency=16_000, num_mel_bins=40).numpy()
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        whole = len(x) // 4
+        assert len(ours) == whole
+        np.testing.assert_allclose(ours.numpy(), x[: 4 * whole].reshape(whole, 160), rtol=1e-3, atol=2e-3)
+    with pytest.raises(UserError, match=r"conv_channels are \[40, 99\], and frames side by side make \[40, 160\]"):
+        small_config(feature_encoder="stacked", **SHAPES["stacked"] | {"conv_channels": (40, 99)})
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -70,5 +86,5 @@ def test_too_short_a_clip_and_an_unknown_front_end_are_one_sentence(build, make_
     batch = make_batch([1360, 1359])
     with pytest.raises(UserError, match=r"clip 1 of the batch has 1359 samples.*at least 1360"):
         build("40 ms")(batch.waveforms, batch.lengths)
-    with pytest.raises(UserError, match="'conv' or 'fbank'"):
+    with pytest.raises(UserError, match="'conv', 'fbank' or 'stacked'"):
         small_config(feature_encoder="mfcc")

@@ -66,6 +66,7 @@ def test_work_grows_as_the_kinds_say():
         ("model=tiny", "batch=2x2", "objective=simclr"),
         ("model=tiny", "batch=2x2", "objective=byol"),
         ("model=tiny", "batch=2x2", "objective=best_rq", "model.encoder.hourglass=3"),
+        ("model=tiny", "batch=2x2", "objective=best_rq", "feature_encoder=stack40"),
     ],
     ids=" ".join,
 )
