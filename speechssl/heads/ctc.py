@@ -1,6 +1,6 @@
 """CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 4.3; Graves et al. 2006).
 
-Or two bidirectional LSTMs and that layer over a frozen encoder (SUPERB, Yang et al. 2021, its ASR task).
+Or two bidirectional recurrent layers before it, over a frozen encoder, as in SUPERB's ASR task (Yang et al. 2021).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class CTCObjective(nn.Module):
         channel_mask_start_probability, channel_mask_span: runs of channels hidden in training; a span of None is a
             twelfth of the channels, as the paper's 64 of BASE's 768.
         layers: "last" reads the last layer, "weighted" a learned weighting of all of them, each normed (SUPERB).
-        recurrent_size: width each way of two bidirectional LSTMs before the linear layer; 0 for none.
+        recurrent_size: width each way of two bidirectional layers of gated recurrent units before the linear layer, 0
+            for none. (SUPERB has LSTMs, which take twice the steps to leave the plateau of blanks.)
         lora_rank, adapter_size: see `Adapters`; with either the encoder itself does not train.
         units, bpe_size, language: see `Vocabulary`.
         clip_seconds: how long the training clips are, the 5th, 50th and 95th percentile: long recordings are cut alike.
@@ -80,7 +81,7 @@ class CTCObjective(nn.Module):
         self.recurrent = None
         if recurrent_size:
             options = {"num_layers": 2, "dropout": dropout, "bidirectional": True}
-            self.recurrent = nn.LSTM(encoder.hidden_size, recurrent_size, **options)
+            self.recurrent = nn.GRU(encoder.hidden_size, recurrent_size, **options)
         self.linear = nn.Linear(2 * recurrent_size or encoder.hidden_size, len(self.vocabulary))
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)

@@ -199,7 +199,7 @@ def test_recurrent_layers_train_alone_over_a_frozen_encoder(finetune, pretrained
     found, before = load_checkpoint(tmp_path / "tuned"), load_checkpoint(pretrained)
     ours, theirs = found.part("encoder"), before.part("encoder")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert found.part("objective")["recurrent.weight_hh_l1_reverse"].shape == (16, 4)
+    assert found.part("objective")["recurrent.weight_hh_l1_reverse"].shape == (12, 4)
     tested = speechssl("evaluate", f"checkpoint={tmp_path / 'tuned'}", f"data.test={train}", f"out={tmp_path / 'test'}")
     assert tested.code == 0
     refused = finetune(train, "task.recurrent_size=-1", init=pretrained, run="bad")
