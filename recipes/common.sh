@@ -25,6 +25,8 @@ few_labels=(
 pretraining=()
 # What those sides have besides that begin with the filter bank of tiny.
 filter_bank=()
+# What the side from scratch has besides its model: the front end of the pretraining, where that is not the model's own.
+untrained=()
 # What a comparison begins from: the pretrained encoder; the same network, untrained; and one untrained on log-mel.
 starts="pretrained scratch"
 overrides=()
@@ -209,7 +211,9 @@ finetune() {
     local run="$out/ctc/$1" seed="${1##*_}" rate="${1##*/lr_}" from
     case "$1" in
         */pretrained/*) from=(init="$encoder" ${filter_bank[@]+"${filter_bank[@]}"}) ;;
-        */scratch/*) from=(init=none model="$model" ${filter_bank[@]+"${filter_bank[@]}"}) ;;
+        */scratch/*)
+            from=(init=none model="$model" ${untrained[@]+"${untrained[@]}"} ${filter_bank[@]+"${filter_bank[@]}"})
+            ;;
         */logmel/*) from=(init=none model="$model" feature_encoder=fbank40) ;;
     esac
     once "$run" speechssl finetune task=ctc "${from[@]}" run_dir="$run" \

@@ -9,18 +9,24 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 option data "" "the data set: the folder with train/ and dev/"
 option amounts "10min" "transcripts to fine-tune on, in quotes: 10min, 60min, all, or several of them"
 option model tiny "model to pretrain, and to train from scratch: tiny, or small with more time"
+option objective hubert "what to pretrain by"
+option front stack40 "front end of the pretraining, and from scratch: stack40, fbank40, or conv, the model's own"
 option pretrain-steps "" "steps of pretraining (default: the model's own)"
 option finetune-steps 1500 "steps of each fine-tuning"
 option lrs "5e-4 1e-3" "learning rates that each side tries with the first seed, in quotes"
 option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
-# CTC leaves its blank plateau after so many steps, not so much speech: small batches. Pretrained or not, tiny keeps the
-# filter bank that it begins with: trained from scratch in such batches it stays near the plateau.
+# CTC leaves its blank plateau after so many steps, not so much speech: small batches.
 few_labels+=(data.batch_seconds=10)
-filter_bank=(task.freeze_feature_encoder=true)
 starts="pretrained scratch logmel"
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
 set_up ""
+pretraining=(objective="$objective" feature_encoder="$front")
+untrained=(feature_encoder="$front")
+if [[ "$front" == conv ]]; then
+    # Pretrained or not, tiny keeps its filter bank: trained from scratch in such batches it stays near the plateau.
+    filter_bank=(task.freeze_feature_encoder=true)
+fi
 
 # manifest AMOUNT: the name of the manifest with so many transcripts.
 manifest() {

@@ -81,6 +81,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert result.out == (tmp_path / "out" / "table.md").read_text()
     trained = [overrides for verb, overrides in record if verb == "pretrain"]
     assert any({"objective.teacher=none", "optim.lr=3e-4"} <= set(overrides) for overrides in trained)
+    assert rows[1]["cer_ten_semi"] is None  # HuBERT's labels belong to its run
     assert (rows[2]["cer_ten_semi"], rows[2]["cer_ten_selftrain"]) == (0.25, 0.25)
     tuned = [overrides for verb, overrides in record if verb in ("finetune", "selftrain")]
     unlabelled = tmp_path / "out" / "unlabelled.jsonl"
@@ -93,7 +94,7 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert {"task=semi", f"data.train=['{labelled}','{unlabelled}']", steps} <= set(tuned[-1])
     tested = [overrides[0] for verb, overrides in record if verb == "evaluate"][-3:]
     assert [Path(checkpoint).name for checkpoint in tested] == ["ctc_ten", "round_1", "semi_ten"]
-    assert len(tuned) == 9 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
+    assert len(tuned) == 8 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
     probed = next(overrides for verb, overrides in record if verb == "probe")
     assert {f"data.train={labelled}", f"data.valid={train}", f"data.test={voices}"} <= set(probed)
 
@@ -132,5 +133,6 @@ def test_a_real_comparison(speechssl, small_overrides, write_corpus, tmp_path):
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["objective"] for row in rows] == ["random", "hubert_num_clusters-4"]
     assert all(row["cer_ten"] >= 0 and row["speaker_accuracy"] >= 0 for row in rows)
-    assert all(row["cer_ten_selftrain"] >= 0 and row["cer_ten_semi"] >= 0 for row in rows)
+    assert all(row["cer_ten_selftrain"] >= 0 for row in rows)
+    assert rows[0]["cer_ten_semi"] >= 0 and rows[1]["cer_ten_semi"] is None
     assert (tmp_path / "out" / "cer_ten_semi.png").is_file()
