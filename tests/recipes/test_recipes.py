@@ -190,7 +190,7 @@ def test_an_error_of_the_tool_stops_the_recipe_and_the_same_command_goes_on(tmp_
     assert done.returncode == 0, done.stderr
     later = [(verb, given.get("init"), given.get("feature_encoder")) for verb, given in calls(stand_in)[len(before) :]]
     tested = ("evaluate", None, None)
-    sides = [("finetune", "none", None), tested, ("finetune", "none", "fbank40"), tested]
+    sides = [("finetune", "none", "stack40"), tested, ("finetune", "none", "fbank40"), tested]
     assert later == [*sides, ("lm", None, None), ("tune", None, None), tested]
 
 
