@@ -76,7 +76,9 @@ def run(config: DictConfig) -> None:
 def _pretraining_of(pretrained: Checkpoint | None, init: str) -> dict[str, Any]:
     """The self-supervised objective that a checkpoint was pretrained by."""
     options = pretrained.config["objective"] if pretrained else {"name": "none"}
-    if "vocabulary" in options or "labels" in options or options["name"] == "none":
+    # A head's labels are a list; HuBERT's are a folder.
+    is_head = "vocabulary" in options or isinstance(options.get("labels"), list)
+    if is_head or options["name"] == "none":
         raise UserError(
             f"task=semi goes on with the loss of a pretraining, and init={init} has none: give the run folder of "
             "`speechssl pretrain`"

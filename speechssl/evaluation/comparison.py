@@ -63,7 +63,7 @@ def run_measured(record: Path, verb: str, overrides: Sequence[str], model: DictC
         record.parent.mkdir(parents=True, exist_ok=True)
         log.info("speechssl %s %s", verb, " ".join(overrides))
         # Anew, since neither torch's threads nor a GPU survive a fork.
-        child = multiprocessing.get_context("spawn").Process(target=_child, args=(record, command, model))
+        child = multiprocessing.get_context("spawn").Process(target=_child, args=(record, command, overrides, model))
         child.start()
         child.join()
         if child.exitcode or not record.is_file():
@@ -76,11 +76,10 @@ def run_measured(record: Path, verb: str, overrides: Sequence[str], model: DictC
     return Measured(**found["took"])
 
 
-def _child(record: Path, command: list[str], model: DictConfig | None) -> None:
+def _child(record: Path, command: list[str], overrides: Sequence[str], model: DictConfig | None) -> None:
     from speechssl.config import compose
 
-    verb, *overrides = command
-    overrides = overrides if model is None else overrides[:-1]  # the last says what the model is
+    verb = command[0]
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     try:
         started = time.monotonic()

@@ -234,3 +234,10 @@ def test_both_losses_at_once(finetune, pretrained, write_corpus, tmp_path, read_
     assert build_model(found)[1].vocabulary.symbols == (BLANK, "a", "b")
     refused = finetune(train, "task=semi", init=tmp_path / "tuned", run="again")
     assert refused.code == 2 and "has none" in refused.sentence
+
+
+def test_both_losses_at_once_are_refused_where_the_pretraining_has_labels(finetune, pretrain, write_corpus, tmp_path):
+    train = write_corpus()
+    assert pretrain(train, "objective=hubert", "objective.num_clusters=4").code == 0
+    refused = finetune(train, "task=semi", init=tmp_path / "pretrained")
+    assert refused.code == 2 and "without labels, and hubert has some" in refused.sentence
