@@ -34,7 +34,8 @@ class SemiSupervisedObjective(CTCObjective):
         super().__init__(encoder, **ctc)
         options = {key: value for key, value in ssl.items() if key != "name"}
         self.ssl = objective_class(ssl["name"])(encoder, **options)
-        if hasattr(self.ssl, "target"):
+        # A head's labels are of its transcripts, HuBERT's of the clusters of its own run.
+        if hasattr(self.ssl, "target") or self.ssl.has_frame_labels:
             raise UserError(
                 f"task=semi needs a self-supervised objective without labels, and {ssl['name']} has some: start from "
                 "an encoder that was pretrained by another"
