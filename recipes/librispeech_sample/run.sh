@@ -18,7 +18,7 @@ option task speaker "the speaker head: speaker, superb, xvector or ecapa"
 option seed 0 "seed of heads and probes"
 # What tells voices apart is in the average spectrum, too, which a norm over each clip takes away, as the first layer of
 # wav2vec 2.0 has it: here each frame is normed over its bands.
-front=(feature_encoder=fbank40 model.encoder.conv_norm=layer)
+front=(feature_encoder=stack40 model.encoder.conv_norm=layer)
 # Pieces of one recording against those of others.
 pretraining=("${front[@]}" objective=simclr data.batch_seconds=150 data.max_clip_s=3 optim.lr=1e-3)
 parse_options "$@"
