@@ -9,6 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 option data "" "the data set: the folder with recordings/, .wav or .flac"
 option model tiny "model to pretrain, and to train from scratch"
+option objective hubert "what to pretrain by"
+option front stack40 "front end of the pretraining, and from scratch: stack40, fbank40, or conv, the model's own"
 option pretrain-steps "" "steps of pretraining (default: the model's own)"
 option finetune-steps 1000 "steps of each fine-tuning"
 option speaker-steps 300 "steps of the speaker classifier"
@@ -18,6 +20,11 @@ option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with recordings/ of the Free Spoken Digit Dataset"
 set_up ""
+untrained=(feature_encoder="$front")
+if [[ "$front" != conv ]]; then
+    untrained+=(model.encoder.conv_norm=layer) # each frame normed over its bands: a clip's average spectrum has the voice
+fi
+pretraining=(objective="$objective" "${untrained[@]}")
 
 if at_stage 1 "Manifests of $data"; then
     prepare corpus=fsdd corpus.root="$data"

@@ -233,7 +233,7 @@ def digits(tmp_path):
     """Two speakers say two digits nine times each, in fsdd's layout: 20 clips to test, 8 for validation, 8 to train."""
     for seed, (digit, speaker, index) in enumerate((d, s, i) for d in (0, 7) for s in ("ann", "bob") for i in range(9)):
         path = tmp_path / "digits" / "recordings" / f"{digit}_{speaker}_{index}.wav"
-        tone(path, pitch=200 + 40 * digit + 100 * (speaker == "bob"), seconds=0.5, rate=8000, seed=seed)
+        tone(path, pitch=200 + 40 * digit + 100 * (speaker == "bob"), seconds=0.8, rate=8000, seed=seed)
     return tmp_path / "digits"
 
 
