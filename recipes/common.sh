@@ -16,11 +16,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)"
 recipe="$(basename "$(cd "$(dirname "$0")" > /dev/null && pwd)")"
 option_names=""
 option_help=""
-# What keeps a small encoder from learning few transcripts by heart; both sides of a comparison have it.
-few_labels=(
-    encoder.dropout=0.1 encoder.attention_dropout=0.1 encoder.activation_dropout=0.1 encoder.reset_layers=2
-    task.mask_start_probability=0.08 task.mask_span=5
-)
+# The fine-tuning on transcripts; both sides of a comparison have it.
+transcripts=(task=ctc_few)
 # What the pretraining has besides its model.
 pretraining=()
 # What those sides have besides that begin with the filter bank of tiny.
@@ -216,10 +213,10 @@ finetune() {
             ;;
         */logmel/*) from=(init=none model="$model" feature_encoder=fbank40) ;;
     esac
-    once "$run" speechssl finetune task=ctc "${from[@]}" run_dir="$run" \
+    once "$run" speechssl finetune "${transcripts[@]}" "${from[@]}" run_dir="$run" \
         data.train="$out/data/$2.jsonl" data.valid="$out/data/valid.jsonl" data.skip_invalid=true \
         optim.lr="${rate%/*}" trainer.seed="$seed" trainer.max_steps="$finetune_steps" trainer.valid_every=100 \
-        "${few_labels[@]}" ${overrides[@]+"${overrides[@]}"}
+        ${overrides[@]+"${overrides[@]}"}
 }
 
 # ngram NAME START: tests the first seed's model again, with an n-gram of its units from the text of the train split.

@@ -88,6 +88,12 @@ SHOWN = [
 ]
 
 
+def test_a_task_brings_settings_of_the_encoder_and_the_command_line_wins():
+    found = complete("finetune", "task=ctc_few", "encoder.reset_layers=1")
+    assert (found.encoder.reset_layers, found.encoder.dropout, found.data.batch_seconds) == (1, 0.1, 10)
+    assert (found.task.name, found.optim.lr, found.trainer.max_steps) == ("ctc", 1e-3, 1500)
+
+
 @pytest.mark.parametrize(("verb", "overrides"), SHOWN)
 def test_the_commands_that_users_are_shown_are_understood(verb, overrides):
     compose(verb, overrides)

@@ -18,7 +18,11 @@ option front conv "front end: conv, fbank, fbank40 or stack40"
 option finetunings "ctc selftrain semi" "ways to fine-tune, in quotes: on the transcripts alone, on the model's own too, with the pretraining's loss"
 option finetune-steps 1000 "steps of each fine-tuning, of 10 s"
 option probe-steps 300 "steps of each speaker probe"
-few_labels+=(data.batch_seconds=10)
+# As task=ctc_few has them, for task=semi too.
+few_labels=(
+    encoder.dropout=0.1 encoder.attention_dropout=0.1 encoder.activation_dropout=0.1 encoder.reset_layers=2
+    task.mask_start_probability=0.08 task.mask_span=5 data.batch_seconds=10
+)
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
 set_up ""

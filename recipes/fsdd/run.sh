@@ -17,6 +17,8 @@ option speaker-steps 300 "steps of the speaker classifier"
 option probe-steps 300 "steps of each probe"
 option lrs "3e-4 1e-3 3e-3" "learning rates that both sides try with the first seed, in quotes"
 option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
+# Clips of half a second: 60 of them are a batch.
+transcripts+=(data.batch_seconds=40)
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with recordings/ of the Free Spoken Digit Dataset"
 set_up ""

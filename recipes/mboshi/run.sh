@@ -12,11 +12,9 @@ option model tiny "model to pretrain, and to train from scratch: tiny, or small 
 option objective hubert "what to pretrain by"
 option front stack40 "front end of the pretraining, and from scratch: stack40, fbank40, or conv, the model's own"
 option pretrain-steps "" "steps of pretraining (default: the model's own)"
-option finetune-steps 1500 "steps of each fine-tuning"
+option finetune-steps "" "steps of each fine-tuning (default: 1500 for 10min, 3000 for 60min, 6000 for all)"
 option lrs "5e-4 1e-3" "learning rates that each side tries with the first seed, in quotes"
 option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
-# CTC leaves its blank plateau after so many steps, not so much speech: small batches.
-few_labels+=(data.batch_seconds=10)
 starts="pretrained scratch logmel"
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
@@ -27,6 +25,15 @@ if [[ "$front" == conv ]]; then
     # Pretrained or not, tiny keeps its filter bank: trained from scratch in such batches it stays near the plateau.
     filter_bank=(task.freeze_feature_encoder=true)
 fi
+
+# steps AMOUNT: of fine-tuning; more transcripts take longer to learn.
+steps() {
+    case "$1" in
+        10min) echo "${finetune_steps:-1500}" ;;
+        60min) echo "${finetune_steps:-3000}" ;;
+        *) echo "${finetune_steps:-6000}" ;;
+    esac
+}
 
 # manifest AMOUNT: the name of the manifest with so many transcripts.
 manifest() {
@@ -41,7 +48,7 @@ if at_stage 2 "Pretrain $model on the audio of the train split"; then
 fi
 if at_stage 3 "Fine-tune on transcripts: $amounts"; then
     for amount in $amounts; do
-        compare "$amount" "$(manifest "$amount")"
+        finetune_steps="$(steps "$amount")" compare "$amount" "$(manifest "$amount")"
     done
 fi
 if at_stage 4 "Decode with an n-gram of the text of the train split"; then

@@ -16,9 +16,7 @@ option finetune-steps 800 "steps of each fine-tuning"
 option speaker-steps 100 "steps of the speaker classifier"
 option lrs "1e-3" "learning rates of the fine-tuning, in quotes; the best on valid is taken, \"5e-4 1e-3\" tries two"
 option seeds "0" "seeds of the fine-tuning, in quotes"
-# CTC leaves its blank plateau after so many steps, not so much speech: small batches. Both sides keep the filter bank
-# that tiny begins with: trained from scratch in such batches it stays near the plateau.
-few_labels+=(data.batch_seconds=10)
+# Both sides keep the filter bank that tiny begins with: trained from scratch in small batches it stays near the plateau.
 filter_bank=(task.freeze_feature_encoder=true)
 parse_options "$@"
 set_up synthetic

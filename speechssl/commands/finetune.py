@@ -2,6 +2,7 @@
 
 Examples:
   speechssl finetune task=ctc init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/ctc
+  speechssl finetune task=ctc_few init=runs/tiny data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/few
   speechssl finetune task=ctc_1h init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/1h
   speechssl finetune task=ctc task.units=bpe task.lora_rank=8 init=runs/first data.train=labelled.jsonl run_dir=runs/bpe
   speechssl finetune task=semi init=runs/first data.train=[labelled.jsonl,unlabelled.jsonl] run_dir=runs/joint
@@ -12,6 +13,7 @@ Examples:
 The encoder's shape comes from init; init=none trains the network of model= from scratch, all of it. task=ctc_10min,
 ctc_1h, ctc_10h and ctc_100h are the wav2vec 2.0 paper's settings for so much transcribed speech: its steps, the
 share of them with the encoder frozen, its masks and learning rate; trainer.max_steps=2000 shortens all of it alike.
+task=ctc_few is for minutes of transcripts on a small encoder such as tiny: small batches, dropout, masks, a high rate.
 task=semi trains CTC on the clips that have a transcript, and the pretraining's own loss on those that have none;
 data.mix_temperature=100 makes both manifests equal shares of the batches.
 """

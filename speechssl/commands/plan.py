@@ -181,16 +181,21 @@ def _commands(plan: Plan, labels_hours: float) -> list[str]:
     pretrain = ["speechssl", "pretrain", "data.train=DATA/train.jsonl", "run_dir=RUNS/pretrained", *plan.overrides]
     commands = [shlex.join(pretrain)]
     if labels_hours:
-        tune = ["speechssl", "finetune", _task(labels_hours), "init=RUNS/pretrained", "data.train=DATA/labelled.jsonl"]
+        task = _task(plan.model, labels_hours)
+        tune = ["speechssl", "finetune", *task, "init=RUNS/pretrained", "data.train=DATA/labelled.jsonl"]
         commands.append(shlex.join([*tune, "data.skip_invalid=true", "run_dir=RUNS/ctc"]))
     return commands
 
 
-def _task(labels_hours: float) -> str:
+def _task(model: str, labels_hours: float) -> list[str]:
+    """The settings for so much transcribed speech: of the recipes for tiny, of the wav2vec 2.0 paper for the others."""
+    if model == "tiny":
+        steps = 1500 if labels_hours < 0.5 else 3000 if labels_hours < 2 else 6000
+        return ["task=ctc_few", f"trainer.max_steps={steps}"]
     for least, task in ((50, "ctc_100h"), (5, "ctc_10h"), (0.5, "ctc_1h")):
         if labels_hours >= least:
-            return f"task={task}"
-    return "task=ctc_10min"
+            return [f"task={task}"]
+    return ["task=ctc_10min"]
 
 
 def _duration(days: float) -> str:

@@ -267,6 +267,18 @@ def test_the_command_prints_commands_that_the_other_verbs_take(tmp_path, capsys)
     assert (tmp_path / "plan.sh").read_text().endswith("\n".join(lines) + "\n")
 
 
+@pytest.mark.parametrize(("labels_hours", "steps"), [(0.2, 1500), (1, 3000), (4, 6000)])
+def test_a_small_plan_is_that_of_the_recipes(labels_hours, steps, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine.save(TRUTH, machine.cache_path("cpu", "fp32"))
+    assert cli.main(["plan", "hours=4", "days=0.05", f"labels_hours={labels_hours}"]) == 0
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
+    pretrain, finetune = (compose(verb, given) for _, verb, *given in commands)
+    assert (pretrain.model.name, pretrain.objective.name) == ("tiny", "hubert")
+    assert pretrain.model.encoder.feature_encoder == "stacked"
+    assert (finetune.optim.lr, finetune.data.batch_seconds, finetune.trainer.max_steps) == (1e-3, 10, steps)
+
+
 def test_the_time_of_a_config(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machine.save(TRUTH, machine.cache_path("cpu", "fp32"))

@@ -134,7 +134,7 @@ def test_the_comparison_is_fair_and_tested_once(tmp_path, stand_in):
     made = calls(stand_in)
     assert [verb for verb, _ in made[:2]] == ["prepare", "pretrain"]
     assert made[0][1]["corpus.root"] == "some data"
-    finetuned = [given for verb, given in made if verb == "finetune" and given["task"] == "ctc"]
+    finetuned = [given for verb, given in made if verb == "finetune" and given["task"] == "ctc_few"]
     for manifest in ("train_60", "train"):
         sides = {}
         for given in finetuned:
@@ -202,8 +202,9 @@ def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
     options = ["--data", "d", "--out", tmp_path / "out", "--amounts", "10min all", "--lrs", "1e-3", "--seeds", "0"]
     done = run("mboshi", *options, python=stand_in)
     assert done.returncode == 0, done.stderr
-    learned = {Path(given["data.train"]).stem for verb, given in calls(stand_in) if verb == "finetune"}
-    assert learned == {"train_10min", "train"}
+    tuned = [given for verb, given in calls(stand_in) if verb == "finetune"]
+    learned = {(Path(given["data.train"]).stem, given["trainer.max_steps"]) for given in tuned}
+    assert learned == {("train_10min", "1500"), ("train", "6000")}
     assert done.stdout.index("  10min") < done.stdout.index("  all")
     drawn = (tmp_path / "out" / "label_curve.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {start} -->" in drawn for start in ("pretrained", "scratch", "logmel"))
