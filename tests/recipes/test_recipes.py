@@ -33,7 +33,7 @@ with open(here / "calls", "a") as file:
     print(json.dumps([verb, given]), file=file)
 folder = pathlib.Path(given.get("run_dir") or given["out"])
 folder.mkdir(parents=True, exist_ok=True)
-if given.get("task") == "ctc":
+if given.get("task") == "ctc_few":
     best = "1e-3" if given["init"] != "none" else "3e-3"
     row = {{"step": 100, "valid_cer": 0.25 if given["optim.lr"] == best else 0.75}}
     (folder / "metrics.jsonl").write_text(json.dumps(row))
