@@ -54,14 +54,15 @@ class Judge:
         """The findings that this row opens; of an event, the one whose rows are gone since the run went back."""
         if "event" in row:
             return self._see_event(row)
-        if "loss" not in row:
+        if "averaged" in row or not ("loss" in row or "valid_loss" in row):
             return []
         row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
-        if row["step"] == 1:  # what is said once, and where some figures begin
+        if row["step"] == 1 and "loss" in row:  # what is said once, and where some figures begin
             self.facts = {key: row[key] for key in ("listed_twice", "label_length_correlation") if key in row}
             self.facts |= {f"first_{key}": row[key] for key in ("blank_share", "code_usage") if key in row}
         gaps = [gap for gap in (row.get("energy_gap"), self.facts.get("highest_energy_gap")) if gap is not None]
         self.facts |= {"highest_energy_gap": max(gaps)} if gaps else {}
+        self._see_validation(row)
         # A run of a few steps has not come as far as its share of them says: the curves are of SHORTEST or more.
         progress = row["step"] / max(self.max_steps, healthy.SHORTEST)
         rate_scale = math.prod(self.rate_scales.values())
@@ -69,7 +70,7 @@ class Judge:
         case = Case(figures, progress, self.bands, self.settings, self.parts)
         opened = []
         for rule in RULES:
-            if rule.figure and figures.get(rule.figure) is None:
+            if figures.get(rule.figure) is None if rule.figure else "loss" not in row:
                 continue
             evidence = None if self._explained(rule.tier) and rule.name not in self.open else rule.look(case)
             self.bad[rule.name] = self.bad.get(rule.name, 0) + 1 if evidence else 0
@@ -82,6 +83,17 @@ class Judge:
                 opened.append(finding)
         return opened
 
+    def _see_validation(self, row: Row) -> None:
+        """Keep the lowest loss on valid, and which step had the best of the figure that decides."""
+        best = str(self.settings.get("trainer.best", "loss"))
+        value, loss = row.get(f"valid_{best.removeprefix('-')}"), row.get("valid_loss")
+        if loss is not None:
+            self.facts["lowest_valid_loss"] = min(loss, self.facts.get("lowest_valid_loss", math.inf))
+        if value is not None:
+            cost = -value if best.startswith("-") else value
+            if cost < self.facts.get("best_valid", math.inf):
+                self.facts |= {"best_valid": cost, "best_valid_step": row["step"]}
+
     def _see_event(self, event: Row) -> list[Finding]:
         if "parts" in event:  # of the event that a run begins with
             self.parts = frozenset(event["parts"])
@@ -89,7 +101,8 @@ class Judge:
             self.rate_scales[event["event"]] = event["rate_scale"]
         if event["event"] == "rolled_back":
             self.bad, self.good, self.open = {}, {}, {}
-            self.facts.pop("highest_energy_gap", None)
+            for name in ("highest_energy_gap", "lowest_valid_loss", "best_valid", "best_valid_step"):
+                self.facts.pop(name, None)
         if event.get("acted"):
             self.open.pop(event["finding"], None)
             self.bad[event["finding"]] = 0

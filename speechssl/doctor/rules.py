@@ -24,6 +24,9 @@ BLANK = 0.98
 # By when it has left that stage; 500 steps of 10 s did in recipes/mboshi.
 PLATEAU_STEPS = 2000
 
+# The loss on valid of clips that are learned by heart, against its lowest. CTC's rises a little while readings improve.
+RISEN = 1.5
+
 # What shows that numbers overflow.
 NOT_FINITE = {"loss": "loss", "grad_norm": "gradient"}
 
@@ -76,7 +79,7 @@ class Rule:
         look: Case -> evidence, or None.
         cause: in words.
         mend: Case -> the override to set, or what to do.
-        figure: that it is told by, where not every row has it; rows without it say nothing. "" is any row.
+        figure: that it is told by, where not every row has it; rows without it say nothing. "" is any row of training.
     """
 
     name: str
@@ -234,6 +237,16 @@ def _waiting(case: Case) -> str | None:
     return f"{share:.0%} of the time goes into waiting for data"
 
 
+def _by_heart(case: Case) -> str | None:
+    """A fine-tuning whose loss on valid rises, while the figure that decides gets no better."""
+    value, lowest, since = (case.get(name) for name in ("valid_loss", "lowest_valid_loss", "best_valid_step"))
+    # The targets of a pretraining may grow, and its loss with them.
+    supervised = case.setting("task.name") is not None
+    if not supervised or None in (value, lowest, since) or since == case.get("step") or value < RISEN * lowest:
+        return None
+    return f"the loss on valid is {value:.3g}, and was {lowest:.3g}; none was better than at step {since:,}"
+
+
 def _full(case: Case) -> str | None:
     share = case.get("memory_share")
     return f"{share:.0%} of the memory is in use at the peak" if share is not None and share > 0.95 else None
@@ -244,6 +257,12 @@ def _lower_rate(case: Case) -> str:
     band, value = case.bands.ever("update_ratio/context"), case.get("update_ratio/context")
     factor = max(value / band[1], 2.0) if band and value else 3.0
     return f"optim.lr={rate / factor:.1g}" if rate else "a lower optim.lr"
+
+
+def _unlearn(case: Case) -> str:
+    if case.setting("task.mask_start_probability") is None:
+        return "encoder.dropout=0.1 augment=speech"
+    return "encoder.dropout=0.1 task.mask_start_probability=0.08, which task=ctc_few has for small encoders"
 
 
 def _more_codes(case: Case) -> str:
@@ -342,6 +361,14 @@ RULES = (
         _waiting,
         "reading audio is slower than training",
         lambda case: f"data.num_workers={max(2 * (case.setting('data.num_workers') or 1), 2)}",
+    ),
+    Rule(
+        "learned_by_heart",
+        APART,
+        _by_heart,
+        "the training clips are learned by heart",
+        _unlearn,
+        figure="valid_loss",
     ),
     Rule("memory_full", APART, _full, "the batch hardly fits", lambda _: "half of data.batch_seconds, and accumulate"),
 )

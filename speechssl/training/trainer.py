@@ -355,6 +355,7 @@ class Trainer(Recovery):
         row = self.validate()
         if row is not None:
             self._write({"step": self.step, **row})
+            self.doctor.judge({"step": self.step, **row})
             self.validation_due = False
             self._rank(row)
         self.clock += time.monotonic() - paused

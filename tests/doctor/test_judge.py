@@ -152,6 +152,31 @@ def test_rows_without_the_figure_neither_open_nor_close_a_finding():
     assert [one.name for one in findings(*rows, max_steps=300, begin=200)] == ["pairs_alike"]
 
 
+FINETUNING = {"task.name": "ctc", "trainer.best": "cer"}
+# (loss, CER) on valid of a fine-tuning on ten minutes of Mboshi without dropout or masks, every 200 steps.
+BY_HEART = ((2.79, 0.72), (3.29, 0.668), (4.83, 0.693), (5.68, 0.698), (6.15, 0.694))
+
+
+@pytest.mark.parametrize(
+    ("validations", "settings", "found"),
+    [
+        (BY_HEART, FINETUNING, [("learned_by_heart", 500)]),
+        (BY_HEART[:4], FINETUNING, []),
+        ([(loss, 0.7 - loss / 100) for loss, _ in BY_HEART], FINETUNING, []),  # readings get better all the same
+        ([(2.5 + cer, cer) for _, cer in BY_HEART], FINETUNING, []),  # no better, but no worse either
+        (BY_HEART, {"trainer.best": "cer"}, []),  # a pretraining, whose targets may grow
+        ([(loss, -cer) for loss, cer in BY_HEART], {**FINETUNING, "trainer.best": "-cer"}, [("learned_by_heart", 500)]),
+    ],
+)
+def test_a_fine_tuning_that_gets_worse_on_valid(validations, settings, found):
+    judge = Judge(bands=BANDS, settings=settings, max_steps=1000, patience=3)
+    opened = []
+    for step, (loss, cer) in enumerate(validations, 1):
+        opened += judge.see({"step": 100 * step, **WELL})
+        opened += judge.see({"step": 100 * step, "valid_loss": loss, "valid_cer": cer})
+    assert [(one.name, one.step) for one in opened] == found
+
+
 def test_a_run_that_went_back_is_judged_anew():
     bad, back = {"code_usage": 0.01}, {"loss": "absent", "event": "rolled_back", "rate_scale": 0.5}
     assert len(findings(*[bad] * 5, back, *[bad] * 3)) == 2
@@ -185,7 +210,7 @@ def test_every_rule_is_tried_above():
     tried = {
         "silent_data repeated_clips shuffled_labels temperature half_precision non_finite rate_too_high frozen_part "
         "diversity_off "
-        "codebook_collapse collapse pairs_alike blank_plateau not_learning loader_starved memory_full"
+        "codebook_collapse collapse pairs_alike blank_plateau not_learning loader_starved learned_by_heart memory_full"
     }
     assert {rule.name for rule in RULES} == set(*map(str.split, tried))
 

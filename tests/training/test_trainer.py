@@ -662,6 +662,14 @@ def watched(build, run="run", **changes):
     return build(run, doctor=doctor, valid=False, log_every=1, checkpoint_every=1000, **changes)
 
 
+def test_the_doctor_judges_validations_by_themselves(build, monkeypatch):
+    rule = Rule("seen", NUMBERS, lambda case: f"{case.get('step')}", "cause", lambda case: "mend", figure="valid_loss")
+    monkeypatch.setattr("speechssl.doctor.judge.RULES", (rule,))
+    trainer = build(doctor=Doctor(act="warn", patience=2), log_every=1, valid_every=3)
+    trainer.fit()
+    assert [(row["step"], row["evidence"]) for row in rows(trainer) if row.get("event") == "finding"] == [(6, "6")]
+
+
 def test_the_doctor_goes_back_to_the_beginning_before_the_first_checkpoint(build, too_fast):
     too_fast(1.6e-3)  # steps 2, 3 and 4 of 12, which have 2e-3, 3e-3 and 2.7e-3, and none at half the rate
     trainer = watched(build)
