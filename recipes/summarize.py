@@ -72,18 +72,19 @@ def table(runs: Path) -> str:
 
 
 def pretraining(run: Path) -> str:
-    """How far the contrastive loss has come."""
+    """How far the contrastive loss of wav2vec 2.0, or HuBERT's of masked frames, has come."""
     rows = read_rows(run)
-    first, final = first_of(rows, "loss_contrastive"), last_of(rows, "valid_loss_contrastive")
-    if first is None or final is None:
-        return ""
     perplexity = last_of(rows, "valid_code_perplexity")  # of wav2vec 2.0 alone
-    return (
-        f"Pretraining: contrastive loss {first:.2f} nats at step 1, {final:.2f} on valid at step {rows[-1]['step']}; "
-        f"accuracy {percent(last_of(rows, 'valid_accuracy'))}, "
-        f"by guessing {percent(last_of(rows, 'valid_chance'))}"
-        + ("" if perplexity is None else f"; code perplexity {perplexity:.0f}")
-    )
+    for loss, name in (("loss_contrastive", "contrastive loss"), ("loss_masked", "loss of masked frames")):
+        first, final = first_of(rows, loss), last_of(rows, f"valid_{loss}")
+        if first is not None and final is not None:
+            return (
+                f"Pretraining: {name} {first:.2f} nats at step 1, {final:.2f} on valid at step {rows[-1]['step']}; "
+                f"accuracy {percent(last_of(rows, 'valid_accuracy'))}, "
+                f"by guessing {percent(last_of(rows, 'valid_chance'))}"
+                + ("" if perplexity is None else f"; code perplexity {perplexity:.0f}")
+            )
+    return ""
 
 
 def comparisons_of(runs: Path) -> list[Path]:

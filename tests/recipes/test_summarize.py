@@ -40,6 +40,15 @@ def test_best_rate_is_by_the_lowest_cer_of_the_seed_that_tried_all(tmp_path, sum
     assert summarize.best_rate(tmp_path) == "1e-3"
 
 
+def test_a_pretraining_on_labels_is_told_by_its_loss(tmp_path, summarize):
+    rows = [{"step": 1, "loss_masked": 4.625}, {"step": 9, "valid_loss_masked": 3.5, "valid_accuracy": 0.25}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = "Pretraining: loss of masked frames 4.62 nats at step 1, 3.50 on valid at step 9; accuracy 25.0 %"
+    assert summarize.pretraining(tmp_path).startswith(said)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss_other": 1.0}))
+    assert summarize.pretraining(tmp_path) == ""
+
+
 def test_table(tmp_path, summarize):
     few = tmp_path / "ctc" / "60_clips"
     write_run(few / "pretrained/lr_1e-3/seed_0", valid_cers=[0.2], test={"wer": 0.25, "cer": 0.1})
