@@ -19,8 +19,11 @@ option seed 0 "seed of heads and probes"
 # What tells voices apart is in the average spectrum, too, which a norm over each clip takes away, as the first layer of
 # wav2vec 2.0 has it: here each frame is normed over its bands.
 front=(feature_encoder=stack40 model.encoder.conv_norm=layer)
-# Pieces of one recording against those of others.
-pretraining=("${front[@]}" objective=simclr data.batch_seconds=150 data.max_clip_s=3 optim.lr=1e-3)
+# Pieces of one recording against those of others; a recording that is played faster or slower is another voice.
+pretraining=(
+    "${front[@]}" objective=simclr data.batch_seconds=150 data.max_clip_s=3 optim.lr=1e-3
+    augment.speed_probability=0.8 "augment.speed_factors=[0.8,0.85,0.9,0.95,1.05,1.1,1.15,1.2]"
+)
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder of recordings named SPEAKER-ANYTHING"
 set_up ""
