@@ -15,6 +15,7 @@ from typing import Any
 from speechssl.doctor import healthy
 from speechssl.doctor.healthy import Bands, Row
 from speechssl.doctor.rules import APART, RULES, Case
+from speechssl.training.rows import cost
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Judge:
         case = Case(figures, progress, self.bands, self.settings, self.parts)
         opened = []
         for rule in RULES:
-            if figures.get(rule.figure) is None if rule.figure else "loss" not in row:
+            has_figure = figures.get(rule.figure) is not None if rule.figure else "loss" in row
+            if not has_figure:
                 continue
             evidence = None if self._explained(rule.tier) and rule.name not in self.open else rule.look(case)
             self.bad[rule.name] = self.bad.get(rule.name, 0) + 1 if evidence else 0
@@ -85,14 +87,11 @@ class Judge:
 
     def _see_validation(self, row: Row) -> None:
         """Keep the lowest loss on valid, and which step had the best of the figure that decides."""
-        best = str(self.settings.get("trainer.best", "loss"))
-        value, loss = row.get(f"valid_{best.removeprefix('-')}"), row.get("valid_loss")
+        loss, value = row.get("valid_loss"), cost(row, self.settings.get("trainer.best", "loss"))
         if loss is not None:
             self.facts["lowest_valid_loss"] = min(loss, self.facts.get("lowest_valid_loss", math.inf))
-        if value is not None:
-            cost = -value if best.startswith("-") else value
-            if cost < self.facts.get("best_valid", math.inf):
-                self.facts |= {"best_valid": cost, "best_valid_step": row["step"]}
+        if value < self.facts.get("best_valid", math.inf):
+            self.facts |= {"best_valid": value, "best_valid_step": row["step"]}
 
     def _see_event(self, event: Row) -> list[Finding]:
         if "parts" in event:  # of the event that a run begins with

@@ -1,8 +1,9 @@
-"""Reading metrics.jsonl, without torch."""
+"""Rows of metrics.jsonl, without torch: reading them, and the figure of a validation that decides."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ from speechssl.errors import UserError
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, without a last line that is only half there; none where there is no file."""
     return list(_rows(path)) if path.exists() else []
+
+
+def cost(row: dict[str, Any], best: str) -> float:
+    """The figure of a validation that decides, `best` of TrainerOptions, as lower is better; NaN or none is worst."""
+    value = row.get(f"valid_{best.removeprefix('-')}")
+    if value is None or math.isnan(value):
+        return math.inf
+    return -value if best.startswith("-") else value
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ from speechssl.training.lock import lock
 from speechssl.training.monitor import Averages, Monitor
 from speechssl.training.optim import lr_scale
 from speechssl.training.recovery import ROLLBACK_SCALE, Diverged, Recovery
+from speechssl.training.rows import cost
 from speechssl.training.signals import StopRequest
 from speechssl.types import Batch, LossOutput
 
@@ -362,8 +363,8 @@ class Trainer(Recovery):
 
     def _rank(self, row: dict[str, float]) -> None:
         """Compare a validation with those before it; where the run is over, with the average of the best."""
-        waits = row.get("valid_blank_share", 0.0) >= BLANK
-        if self.ranking.add(self._cost(row), self.step, waits=waits) and self.ranking.steps[0] == self.step:
+        value, waits = cost(row, self.options.best), row.get("valid_blank_share", 0.0) >= BLANK
+        if self.ranking.add(value, self.step, waits=waits) and self.ranking.steps[0] == self.step:
             self.best_name = f"step_{self.step}"
         if self.ranking.is_over:
             log.info("stopped at step %d: %d validations in a row were no better", self.step, self.options.patience)
@@ -376,11 +377,6 @@ class Trainer(Recovery):
                 checkpoints.point(self.checkpoints / "best", self.best_name)
                 self._remove_old()  # what was the best until now may go
 
-    def _cost(self, row: dict[str, float]) -> float:
-        """The figure of a validation that decides, as lower is better; NaN is the worst."""
-        value = row[f"valid_{self.options.best.removeprefix('-')}"]
-        return math.inf if math.isnan(value) else value * (-1 if self.options.best.startswith("-") else 1)
-
     def _average_best(self) -> None:
         """Average the weights of the best checkpoints, and make that `best` if validation says so."""
         steps = self.ranking.steps
@@ -388,7 +384,7 @@ class Trainer(Recovery):
         parts = (mine if step == self.step else self._weights_of(step) for step in steps)
         checkpoints.load_tensors(self.model, average_weights(parts), self.checkpoints)
         row = self.validate(to_the_end=True)
-        better = self._cost(row) < self.ranking.best[0][0]
+        better = cost(row, self.options.best) < self.ranking.best[0][0]
         if better:
             self.best_name = "average"
             self._write_checkpoint("average")
