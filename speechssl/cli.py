@@ -22,7 +22,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from speechssl import ranks
+from speechssl import ranks, threads
 from speechssl.environment import check_pair
 from speechssl.errors import Interrupted, UserError
 
@@ -96,15 +96,6 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
     return code
 
 
-def _wait_asleep() -> None:
-    """Let torch's threads sleep soon while they wait for each other; before torch is imported.
-
-    By default they spin for milliseconds, on the very core that the awaited one needs where the machine has other work.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -137,7 +128,7 @@ def _dispatch(arguments: list[str]) -> int:
     from speechssl.config import compose
 
     config = compose(verb, overrides)
-    _wait_asleep()
+    threads.sleep_soon()
     if verb not in WITHOUT_TORCH:
         check_pair()
     if "trainer" in config and config.trainer.get("devices", 1) > 1 and not ranks.is_rank():

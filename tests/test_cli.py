@@ -100,7 +100,7 @@ def test_what_goes_wrong_is_one_sentence(count, capsys, overrides, code, part):
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+    [({}, "5000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
 )
 def test_threads_wait_asleep_unless_the_user_says_how(count, monkeypatch, given, spins):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):

@@ -14,6 +14,7 @@ from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any
 
+from speechssl import threads
 from speechssl.benchmarks.clips import clip_seconds, padding_share
 from speechssl.benchmarks.worker import OURS, PEER, Verifier, Worker
 from speechssl.errors import UserError
@@ -27,7 +28,9 @@ class Child:
         self.side = side
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, kind, side, settings), daemon=True)
-        self.process.start()
+        # The peer waits as its users' processes do.
+        with threads.as_given() if side == PEER else contextlib.nullcontext():
+            self.process.start()
         theirs.close()
 
     def ask(self, request: str) -> Any:
