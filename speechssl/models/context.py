@@ -25,6 +25,9 @@ from speechssl.models.lengths import ROWS, missing, runs
 GRAIN = 32
 # On a CPU it goes by way of spectra where frames are at least so many times its taps: their transform pays then.
 FOURIER = 3
+# On a CPU, attention without dropout over clips of up to so many frames goes by way of `attend`, too. For longer ones
+# torch's kernel is as fast, and keeps no weights.
+ATTEND = 800
 
 
 class PositionalConvolution(nn.Module):
@@ -149,11 +152,12 @@ class SelfAttention(nn.Module):
         """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         probability = self.dropout if self.training else 0.0
+        plain = x.device.type == "cpu" and not self.gate and not self.causal
         outputs, start = [], 0
         for _, count, length in runs(frame_lengths):
             part = slice(start, start + count * length)
             heads = qkv[part].view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-            if probability and not self.gate and not self.causal and x.device.type == "cpu":
+            if plain and (probability or length <= ATTEND):
                 y = attend(heads, probability)
             else:
                 bias = self.gate(x[part].view(count, length, -1), biases[length]) if self.gate else None

@@ -1,7 +1,8 @@
-"""Dropout for CPUs: masks from 16 random bits an element, and attention with dropout that keeps what it needs alone.
+"""Dropout for CPUs: masks from 16 random bits an element, and attention that keeps what the backward pass needs alone.
 
-torch draws a mask one element at a time, and its attention with dropout passes over the weights of all clips and heads
-together eight times. Here a few heads at a time go through all steps while they are in the cache.
+torch draws a mask one element at a time, its attention with dropout passes over the weights of all clips and heads
+together eight times, and its kernel for attention without dropout is slow for clips of a few seconds. Here a few heads
+at a time go through all steps while they are in the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
 
 
 def attend(qkv: Tensor, probability: float) -> Tensor:
-    """Scaled dot-product attention with dropout of its weights, on a CPU.
+    """Scaled dot-product attention on a CPU; its weights are dropped with a probability, which may be 0.
 
     Queries, keys and values [3, n, H, T, D] of n clips -> [n, H, T, D].
     """
@@ -50,14 +51,16 @@ class _Attend(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, probability: float) -> Tensor:
         query, key, value = qkv
         heads, length, size = query.shape
-        weights = query.new_empty(heads, length, length)
-        kept, ctx.factor = drawn(weights.shape, probability)
+        shape = torch.Size((heads, length, length))
+        kept, ctx.factor = drawn(shape, probability) if probability else (None, 1.0)
+        all_weights = query.new_empty(shape) if ctx.needs_input_grad[0] else None
         output = torch.empty_like(query)
         for part in _parts(heads, length):
             scores = torch.bmm(query[part] * size**-0.5, key[part].transpose(1, 2))
-            torch.softmax(scores, -1, out=weights[part])
-            torch.bmm(weights[part] * kept[part], value[part] * ctx.factor, out=output[part])
-        ctx.save_for_backward(qkv, weights, kept)
+            weights = torch.empty_like(scores) if all_weights is None else all_weights[part]
+            torch.softmax(scores, -1, out=weights)
+            torch.bmm(_dropped(weights, kept, part), _scaled(value[part], ctx.factor), out=output[part])
+        ctx.save_for_backward(qkv, all_weights, kept)
         return output
 
     @staticmethod
@@ -69,14 +72,25 @@ class _Attend(torch.autograd.Function):
         for part in _parts(heads, length):
             query, key, value = qkv[:, part]
             into_query, into_key, into_value = into[:, part]
-            weights, kept = all_weights[part], all_kept[part]
-            rows = gradient[part] * ctx.factor
-            torch.bmm((weights * kept).transpose(1, 2), rows, out=into_value)
-            into_weights = torch.bmm(rows, value.transpose(1, 2)).mul_(kept)
+            weights = all_weights[part]
+            rows = _scaled(gradient[part], ctx.factor)
+            torch.bmm(_dropped(weights, all_kept, part).transpose(1, 2), rows, out=into_value)
+            into_weights = torch.bmm(rows, value.transpose(1, 2))
+            if all_kept is not None:
+                into_weights.mul_(all_kept[part])
             into_scores = torch._softmax_backward_data(into_weights, weights, -1, weights.dtype)
             torch.bmm(into_scores, key * size**-0.5, out=into_query)
             torch.bmm(into_scores.transpose(1, 2), query * size**-0.5, out=into_key)
         return into, None
+
+
+def _dropped(weights: Tensor, kept: Tensor | None, part: slice) -> Tensor:
+    """The weights of some heads after dropout, if there is any."""
+    return weights if kept is None else weights * kept[part]
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
 
 
 def _parts(heads: int, length: int) -> list[slice]:

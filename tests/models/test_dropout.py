@@ -57,9 +57,16 @@ def test_attention_and_its_gradient(together, monkeypatch):
     torch.testing.assert_close(*gradients)
 
 
-def test_hardly_any_dropout_is_torchs_attention():
-    qkv = given(3, 2, 2, 9, 8)
-    torch.testing.assert_close(attend(qkv, 1e-9), F.scaled_dot_product_attention(*qkv))
+@pytest.mark.parametrize("probability", [0.0, 1e-9])
+def test_without_dropout_it_is_torchs_attention_with_its_gradient(probability):
+    qkv = given(3, 2, 2, 9, 8).requires_grad_()
+    found, expected = attend(qkv, probability), F.scaled_dot_product_attention(*qkv)
+    torch.testing.assert_close(found, expected)
+    upstream = given(*found.shape, seed=1)
+    gradients = [torch.autograd.grad((y * upstream).sum(), qkv)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(qkv, probability), expected)
 
 
 def test_bf16():
