@@ -61,6 +61,7 @@ PATH_KEYS = {
     "text": "FILE",
     "corpus.root": "DIR",
     "objective.labels": "DIR",
+    "task.teacher": "CHECKPOINT",
     "augment.noise": "FILE",
     "augment.room": "FILE",
     "data.train": "FILE",
@@ -71,7 +72,7 @@ PATH_KEYS = {
 }
 
 # Path keys that also take a list of paths.
-LISTS = ("data.train", "run_dir", "data.labelled")
+LISTS = ("data.train", "run_dir", "data.labelled", "task.teacher")
 
 # What validate() asks of a key, where a verb has it: of its whole name (after its verb), or of the end of it.
 CHOICES = {

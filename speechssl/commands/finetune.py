@@ -6,6 +6,8 @@ Examples:
   speechssl finetune task=ctc_1h init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/1h
   speechssl finetune task=ctc task.units=bpe task.lora_rank=8 init=runs/first data.train=labelled.jsonl run_dir=runs/bpe
   speechssl finetune task=semi init=runs/first data.train=[labelled.jsonl,unlabelled.jsonl] run_dir=runs/joint
+  speechssl finetune task=distil_few task.teacher=runs/few init=runs/tiny \\
+      data.train=[labelled.jsonl,unlabelled.jsonl] data.valid=valid.jsonl run_dir=runs/student
   speechssl finetune task=speaker init=runs/first data.train=train.jsonl run_dir=runs/speaker
   speechssl finetune task=classify label=language init=runs/first data.train=train.jsonl run_dir=runs/language
   speechssl finetune task=ctc init=none model=tiny data.train=labelled.jsonl run_dir=runs/scratch    # no pretraining
@@ -15,7 +17,9 @@ ctc_1h, ctc_10h and ctc_100h are the wav2vec 2.0 paper's settings for so much tr
 share of them with the encoder frozen, its masks and learning rate; trainer.max_steps=2000 shortens all of it alike.
 task=ctc_few is for minutes of transcripts on a small encoder such as tiny: small batches, dropout, masks, a high rate.
 task=semi trains CTC on the clips that have a transcript, and the pretraining's own loss on those that have none;
-data.mix_temperature=100 makes both manifests equal shares of the batches.
+task=distil (distil_few for a small encoder) on these what other recognisers, task.teacher=, make of each frame:
+self-training by probabilities, which helps where their transcripts would be mostly wrong. data.mix_temperature=100,
+which distil_few has, makes both manifests equal shares of the batches.
 """
 
 from __future__ import annotations
@@ -61,6 +65,8 @@ def run(config: DictConfig) -> None:
     objective = checkpoints.build_objective(options, encoder.config)
     if options["name"] == "semi":
         checkpoints.load_tensors(objective.ssl, pretrained.part("objective"), pretrained.folder)
+    if options["name"] == "distil":
+        objective.open_teachers(sample_rate=sample_rate, normalize=normalize)
     if hasattr(objective, "attach"):
         objective.attach(encoder)
     build_trainer(

@@ -7,6 +7,8 @@ from speechssl.heads.adapters import Adapters
 from speechssl.training.checkpoint import Checkpoint, build_encoder, load_tensors
 
 _HEAD = {"linear.weight", "linear.bias"}
+# Of each head that is one of CTC once it is trained: the options that only training needs.
+_TRAINING_ONLY = {"ctc": (), "semi": ("ssl", "ssl_weight"), "distil": ("teacher", "distil_weight")}
 
 
 def simplify(checkpoint: Checkpoint) -> Checkpoint:
@@ -17,7 +19,7 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
             does.
     """
     objective = checkpoint.config["objective"]
-    if objective["name"] not in ("ctc", "semi"):
+    if objective["name"] not in _TRAINING_ONLY:
         return checkpoint
     tensors, head = dict(checkpoint.tensors), dict(objective)
     foreign = [f"task.{name}" for name in ("adapter_size", "recurrent_size") if head.get(name)]
@@ -35,8 +37,8 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
         adapters.merge(encoder)
         tensors |= {f"encoder.{name}": tensor.detach() for name, tensor in encoder.state_dict().items()}
         head["lora_rank"] = 0
-    if head["name"] == "semi":
-        head = {**{k: v for k, v in head.items() if k not in ("ssl", "ssl_weight")}, "name": "ctc"}
+    needless = _TRAINING_ONLY[head["name"]]
+    head = {**{k: v for k, v in head.items() if k not in needless}, "name": "ctc"}
     tensors = {
         name: tensor
         for name, tensor in tensors.items()

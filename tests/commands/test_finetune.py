@@ -236,6 +236,23 @@ def test_both_losses_at_once(finetune, pretrained, write_corpus, tmp_path, read_
     assert refused.code == 2 and "has none" in refused.sentence
 
 
+def test_a_student_of_a_recogniser(finetune, pretrained, write_corpus, tmp_path, read_rows):
+    unlabelled = write_corpus("audio", seconds=(0.7, 0.9, 0.8))
+    lines = [line.replace('"text"', '"spoken"') for line in unlabelled.read_text().splitlines()]
+    unlabelled.write_text("\n".join(lines) + "\n")
+    train, teacher = tmp_path / "train.jsonl", tmp_path / "tuned"
+    assert finetune(train, "trainer.max_steps=2", init=pretrained).code == 0
+    given = (f"data.train=[{train},{unlabelled}]", f"data.valid={train}", "trainer.max_steps=6", "trainer.log_every=1")
+    few = (f"task.teacher={teacher}", "encoder.reset_layers=0", "data.batch_seconds=2.0", "task=distil_few")
+    result = finetune(train, *given, *few, init=pretrained, run="student")
+    assert result.code == 0, result.err
+    assert any("loss_distil" in row for row in read_rows("student"))
+    found = load_checkpoint(tmp_path / "student")
+    assert build_model(found)[1].vocabulary.symbols == (BLANK, "a", "b")  # without its teacher
+    refused = finetune(train, *given, "task=distil", init=pretrained, run="alone")
+    assert refused.code == 2 and "task.teacher=CHECKPOINT" in refused.sentence
+
+
 def test_both_losses_at_once_are_refused_where_the_pretraining_has_labels(finetune, pretrain, write_corpus, tmp_path):
     train = write_corpus()
     assert pretrain(train, "objective=hubert", "objective.num_clusters=4").code == 0
