@@ -4,7 +4,7 @@
 # Under --out:
 #   data/                                   manifests
 #   pretrained/                             run folder of the pretraining
-#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is one of `starts`
+#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is one of `starts`, or student
 #   speaker/                                run folder of the speaker head, or of each START
 #   probe/NAME/                             what `speechssl probe` wrote
 #   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
@@ -199,6 +199,25 @@ compare() {
             finetune "$run" "$2"
             evaluate "$out/ctc/$run"
         done
+    done
+}
+
+# students NAME MANIFEST: for each seed a student of the pretrained recognisers of all seeds, on the same transcripts and on
+# the audio of the train split without them, at the rate that the recognisers had; and tests it.
+students() {
+    local seed run rate teachers=""
+    rate="$(best_rate "$1" pretrained)"
+    for seed in $seeds; do
+        teachers+=",$out/ctc/$1/pretrained/lr_$rate/seed_$seed"
+    done
+    sed 's/"text":/"spoken":/' "$out/data/train.jsonl" > "$out/data/train_untranscribed.jsonl"
+    for seed in $seeds; do
+        run="$out/ctc/$1/student/lr_$rate/seed_$seed"
+        once "$run" speechssl finetune task=distil_few "task.teacher=[${teachers#,}]" init="$encoder" run_dir="$run" \
+            data.train="[$out/data/$2.jsonl,$out/data/train_untranscribed.jsonl]" data.valid="$out/data/valid.jsonl" \
+            data.skip_invalid=true optim.lr="$rate" trainer.seed="$seed" trainer.max_steps="$finetune_steps" \
+            trainer.valid_every=100 ${overrides[@]+"${overrides[@]}"}
+        evaluate "$run"
     done
 }
 

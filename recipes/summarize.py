@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STARTS = ("pretrained", "scratch", "logmel")
+STARTS = ("pretrained", "student", "scratch", "logmel")
 UNKNOWN = "-"
 
 

@@ -2,7 +2,8 @@
 # bash recipes/mboshi/run.sh --data DIR: Mboshi, a Bantu language without a written tradition (3 speakers, 4 hours).
 #
 # Pretrains on the audio of the train split, fine-tunes on ten minutes of its transcripts (or more) from the pretrained
-# encoder, from scratch, and on log-mel, decodes with an n-gram, and tests on the corpus's dev split.
+# encoder, from scratch, and on log-mel, has students learn from the first of these on the audio without transcripts,
+# decodes with an n-gram, and tests on the corpus's dev split.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
@@ -51,12 +52,17 @@ if at_stage 3 "Fine-tune on transcripts: $amounts"; then
         finetune_steps="$(steps "$amount")" compare "$amount" "$(manifest "$amount")"
     done
 fi
-if at_stage 4 "Decode with an n-gram of the text of the train split"; then
+if at_stage 4 "Students of the pretrained recognisers, on the audio without transcripts"; then
+    for amount in $amounts; do
+        [[ "$amount" == all ]] || finetune_steps="$(steps "$amount")" students "$amount" "$(manifest "$amount")"
+    done
+fi
+if at_stage 5 "Decode with an n-gram of the text of the train split"; then
     for amount in $amounts; do
         ngram "$amount" pretrained
     done
 fi
-if at_stage 5 "The table, and the label curve"; then
+if at_stage 6 "The table, and the label curve"; then
     table
     label_curve
 fi

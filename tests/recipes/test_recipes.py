@@ -33,7 +33,9 @@ with open(here / "calls", "a") as file:
     print(json.dumps([verb, given]), file=file)
 folder = pathlib.Path(given.get("run_dir") or given["out"])
 folder.mkdir(parents=True, exist_ok=True)
-if given.get("task") == "ctc_few":
+if verb == "prepare" and not (folder / "train.jsonl").exists():
+    (folder / "train.jsonl").write_text('{{"text": "a", "duration": 1.0}}')
+if given.get("task") in ("ctc_few", "distil_few"):
     best = "1e-3" if given["init"] != "none" else "3e-3"
     row = {{"step": 100, "valid_cer": 0.25 if given["optim.lr"] == best else 0.75}}
     (folder / "metrics.jsonl").write_text(json.dumps(row))
@@ -166,7 +168,7 @@ def test_what_is_done_is_skipped_and_more_seeds_are_added(tmp_path, stand_in):
     assert calls(stand_in) == before
     run("mboshi", *options, "--seeds", "0 5", python=stand_in)
     added = [(verb, given.get("trainer.seed")) for verb, given in calls(stand_in)[len(before) :]]
-    assert added == [("finetune", "5"), ("evaluate", None)] * 3
+    assert added == [("finetune", "5"), ("evaluate", None)] * 4  # three starts and a student
 
 
 def test_other_options_do_not_mix_with_what_is_there(tmp_path, stand_in):
@@ -191,7 +193,8 @@ def test_an_error_of_the_tool_stops_the_recipe_and_the_same_command_goes_on(tmp_
     later = [(verb, given.get("init"), given.get("feature_encoder")) for verb, given in calls(stand_in)[len(before) :]]
     tested = ("evaluate", None, None)
     sides = [("finetune", "none", "stack40"), tested, ("finetune", "none", "fbank40"), tested]
-    assert later == [*sides, ("lm", None, None), ("tune", None, None), tested]
+    student = ("finetune", f"{tmp_path}/out/pretrained", None)
+    assert later == [*sides, student, tested, ("lm", None, None), ("tune", None, None), tested]
 
 
 def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
@@ -202,12 +205,17 @@ def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
     options = ["--data", "d", "--out", tmp_path / "out", "--amounts", "10min all", "--lrs", "1e-3", "--seeds", "0"]
     done = run("mboshi", *options, python=stand_in)
     assert done.returncode == 0, done.stderr
-    tuned = [given for verb, given in calls(stand_in) if verb == "finetune"]
+    made = [given for verb, given in calls(stand_in) if verb == "finetune"]
+    tuned = [given for given in made if given["task"] == "ctc_few"]
     learned = {(Path(given["data.train"]).stem, given["trainer.max_steps"]) for given in tuned}
     assert learned == {("train_10min", "1500"), ("train", "6000")}
     assert done.stdout.index("  10min") < done.stdout.index("  all")
     drawn = (tmp_path / "out" / "label_curve.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {start} -->" in drawn for start in ("pretrained", "scratch", "logmel"))
+    # Where all is transcribed there is nothing to learn from besides.
+    [student] = [given for given in made if given["task"] == "distil_few"]
+    assert student["task.teacher"] == f"[{tmp_path}/out/ctc/10min/pretrained/lr_1e-3/seed_0]"
+    assert student["data.train"] == f"[{data}/train_10min.jsonl,{data}/train_untranscribed.jsonl]"
 
 
 def test_stages_and_an_encoder_of_ones_own(tmp_path, stand_in):
@@ -312,7 +320,13 @@ def test_mboshi(tmp_path, sentences):
     done = run("mboshi", "--data", sentences, "--out", tmp_path / "out", *lengths, *TINY)
     assert done.returncode == 0, done.stderr
     found = measured(tmp_path / "out")
-    assert sorted(Path(run_dir).parts[2] for run_dir in found) == ["logmel", "pretrained", "pretrained", "scratch"]
+    assert sorted(Path(run_dir).parts[2] for run_dir in found) == [
+        "logmel",
+        "pretrained",
+        "pretrained",
+        "scratch",
+        "student",
+    ]
     assert "Decoding with an n-gram" in done.stdout
     assert {metrics["num_utterances"] for metrics in found.values()} == {4}
     assert "CER on valid by learning rate" in done.stdout
