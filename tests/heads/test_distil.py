@@ -26,10 +26,10 @@ CTC = {
 }
 
 
-def recogniser(config, seed, **options):
+def recogniser(config, seed):
     torch.manual_seed(seed)
     encoder = Encoder(config)
-    objective = CTCObjective(encoder.config, **CTC | options)
+    objective = CTCObjective(encoder.config, **CTC)
     torch.nn.init.normal_(objective.linear.weight)
     shared = {"sample_rate": 16_000, "normalize": False, "device": torch.device("cpu")}
     return SimpleNamespace(encoder=encoder.eval(), objective=objective.eval(), **shared)
