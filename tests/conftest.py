@@ -174,6 +174,12 @@ def classify_options() -> dict:
     return dict(CLASSIFY_OPTIONS)
 
 
+@pytest.fixture(scope="session")
+def ctc_options() -> dict:
+    """The options of a small CTC head over a and b, which drops and hides nothing."""
+    return {**CTC_OPTIONS, "vocabulary": [BLANK, "a", "b"], "dropout": 0.0, "mask_start_probability": 0.0}
+
+
 @pytest.fixture
 def ctc_run(write_run) -> Path:
     """A run folder of task=ctc with random weights."""

@@ -15,34 +15,24 @@ from speechssl.heads.distil import DistilledObjective
 from speechssl.heads.semi import _select
 from speechssl.models.encoder import Encoder
 
-CTC = {
-    "vocabulary": [BLANK, "a", "b"],
-    "lowercase": False,
-    "dropout": 0.0,
-    "mask_start_probability": 0.0,
-    "mask_span": 10,
-    "freeze_feature_encoder": True,
-    "freeze_encoder": 0.0,
-}
 
-
-def recogniser(config, seed):
+def recogniser(config, seed, options):
     torch.manual_seed(seed)
     encoder = Encoder(config)
-    objective = CTCObjective(encoder.config, **CTC)
+    objective = CTCObjective(encoder.config, **options)
     torch.nn.init.normal_(objective.linear.weight)
     shared = {"sample_rate": 16_000, "normalize": False, "device": torch.device("cpu")}
     return SimpleNamespace(encoder=encoder.eval(), objective=objective.eval(), **shared)
 
 
 @pytest.fixture
-def parts(small_config, monkeypatch):
+def parts(small_config, ctc_options, monkeypatch):
     """A student, and its two teachers as the checkpoints "one" and "two"."""
     config = small_config()
-    teachers = {"one": recogniser(config, 1), "two": recogniser(config, 2)}
+    teachers = {"one": recogniser(config, 1, ctc_options), "two": recogniser(config, 2, ctc_options)}
     monkeypatch.setattr(inference, "load_model", lambda source, device: teachers[source])
-    student = recogniser(config, 0)
-    objective = DistilledObjective(config, teacher=["one", "two"], distil_weight=2.0, **CTC)
+    student = recogniser(config, 0, ctc_options)
+    objective = DistilledObjective(config, teacher=["one", "two"], distil_weight=2.0, **ctc_options)
     objective.load_state_dict(student.objective.state_dict())
     objective.open_teachers(sample_rate=16_000, normalize=False)
     return student, objective, teachers
@@ -107,8 +97,8 @@ def test_validation_is_of_ctc_alone(parts, batch):
         ({"teacher": "one", "vocabulary": [BLANK, "a", "c"]}, "other symbols"),
     ],
 )
-def test_teachers_that_do_not_fit(parts, small_config, given, sentence):
-    objective = DistilledObjective(small_config(), **{"distil_weight": 1.0, **CTC, **given})
+def test_teachers_that_do_not_fit(parts, small_config, ctc_options, given, sentence):
+    objective = DistilledObjective(small_config(), **{"distil_weight": 1.0, **ctc_options, **given})
     with pytest.raises(UserError, match=sentence):
         objective.open_teachers(sample_rate=16_000, normalize=False)
 

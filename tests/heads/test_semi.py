@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechssl.data.text import BLANK
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.heads.semi import SemiSupervisedObjective, _select
@@ -13,24 +12,14 @@ from speechssl.models.encoder import Encoder
 from speechssl.objectives.wav2vec2 import Wav2Vec2Objective
 from speechssl.types import Utterance
 
-CTC = {
-    "vocabulary": [BLANK, "a", "b"],
-    "lowercase": False,
-    "dropout": 0.0,
-    "mask_start_probability": 0.0,
-    "mask_span": 10,
-    "freeze_feature_encoder": True,
-    "freeze_encoder": 0.0,
-}
-
 
 @pytest.fixture
-def parts(small_config, wav2vec2_options):
+def parts(small_config, wav2vec2_options, ctc_options):
     torch.manual_seed(0)
     encoder = Encoder(small_config())
     options = wav2vec2_options()
-    joint = SemiSupervisedObjective(encoder.config, ssl={"name": "wav2vec2", **options}, ssl_weight=0.5, **CTC)
-    ctc, ssl = CTCObjective(encoder.config, **CTC), Wav2Vec2Objective(encoder.config, **options)
+    joint = SemiSupervisedObjective(encoder.config, ssl={"name": "wav2vec2", **options}, ssl_weight=0.5, **ctc_options)
+    ctc, ssl = CTCObjective(encoder.config, **ctc_options), Wav2Vec2Objective(encoder.config, **options)
     ctc.load_state_dict({k: v for k, v in joint.state_dict().items() if not k.startswith("ssl.")})
     ssl.load_state_dict(joint.ssl.state_dict())
     return encoder, joint, ctc, ssl
@@ -72,7 +61,7 @@ def test_a_clip_without_a_transcript_is_no_fault(parts, tmp_path):
     assert "outside the vocabulary" in joint.check(Utterance("a", tmp_path, 1.0, text="x"), 40)
 
 
-def test_labels_are_none_of_its_business(small_config):
+def test_labels_are_none_of_its_business(small_config, ctc_options):
     config = small_config()
     with pytest.raises(UserError, match="without labels"):
-        SemiSupervisedObjective(config, ssl={"name": "ctc", **CTC}, ssl_weight=0.5, **CTC)
+        SemiSupervisedObjective(config, ssl={"name": "ctc", **ctc_options}, ssl_weight=0.5, **ctc_options)

@@ -6,35 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.data.text import BLANK
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
+from speechssl.heads.distil import DistilledObjective
 from speechssl.heads.semi import SemiSupervisedObjective
 from speechssl.interop.simplify import simplify
 from speechssl.models.encoder import Encoder
 from speechssl.training.checkpoint import Checkpoint, build_model, model_config
 
-CTC = {
-    "vocabulary": [BLANK, "a", "b"],
-    "lowercase": False,
-    "dropout": 0.0,
-    "mask_start_probability": 0.0,
-    "mask_span": 10,
-    "freeze_feature_encoder": True,
-    "freeze_encoder": 0.0,
-}
-
 
 @pytest.fixture
-def checkpoint(small_config, tmp_path):
+def checkpoint(small_config, ctc_options, tmp_path):
     def make(kind, name, **options):
         torch.manual_seed(0)
         encoder = Encoder(small_config())
-        objective = kind(encoder.config, **CTC, **options)
+        objective = kind(encoder.config, **ctc_options, **options)
         for parameter in objective.parameters():
             nn.init.normal_(parameter, std=0.2)
         config = model_config(
-            sample_rate=16_000, normalize=False, encoder=encoder.config, objective={"name": name, **CTC, **options}
+            sample_rate=16_000,
+            normalize=False,
+            encoder=encoder.config,
+            objective={"name": name, **ctc_options, **options},
         )
         tensors = nn.ModuleDict({"encoder": encoder, "objective": objective}).state_dict()
         return Checkpoint(tmp_path, config, tensors)
@@ -54,6 +47,7 @@ def test_lora_is_merged_and_a_second_loss_left_out(checkpoint, make_batch, wav2v
         checkpoint(CTCObjective, "ctc", lora_rank=3),
         checkpoint(SemiSupervisedObjective, "semi", **ssl),
         checkpoint(SemiSupervisedObjective, "semi", lora_rank=2, **ssl),
+        checkpoint(DistilledObjective, "distil", teacher="gone", distil_weight=1.0),
     ):
         plain = simplify(found)
         assert plain.config["objective"]["name"] == "ctc"
