@@ -62,6 +62,7 @@ PATH_KEYS = {
     "corpus.root": "DIR",
     "objective.labels": "DIR",
     "task.teacher": "CHECKPOINT",
+    "task.lm": "FILE",
     "augment.noise": "FILE",
     "augment.room": "FILE",
     "data.train": "FILE",

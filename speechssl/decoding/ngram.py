@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -178,30 +178,52 @@ def arpa_words(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: the file cannot be read, or is not ARPA.
     """
-    words = []
+    words = [gram[0] for gram, _, _ in takewhile(lambda entry: len(entry[0]) == 1, _entries(path))]
+    if not words:
+        raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
+    return [word for word in words if word.lower() not in RESERVED]
+
+
+def read_arpa(
+    path: str | os.PathLike[str],
+) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
+    """log10 probabilities of all n-grams of an ARPA file, and log10 back-off weights of those that have one.
+
+    Raises:
+        UserError: the file cannot be read, or is not ARPA.
+    """
+    logs, back_offs = {}, {}
+    for gram, probability, back_off in _entries(path):
+        logs[gram] = probability
+        if back_off is not None:
+            back_offs[gram] = back_off
+    if not logs:
+        raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
+    return logs, back_offs
+
+
+def _entries(path: str | os.PathLike[str]) -> Iterator[tuple[tuple[str, ...], float, float | None]]:
+    """Each n-gram of an ARPA file, its log10 probability, and its log10 back-off weight where it has one."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             lines = (line.strip() for line in file)
             if next((line for line in lines if line), "") != "\\data\\":
                 raise UserError(f"{path} is no language model in ARPA format: it does not begin with \\data\\")
-            for line in lines:
-                if line == "\\1-grams:":
-                    break
+            length = 0
             for line in lines:
                 if line.startswith("\\"):
-                    break
-                if line:
+                    length = int(line[1:].partition("-")[0]) if line.endswith("-grams:") else 0
+                elif line and length:
                     columns = line.split()
-                    if len(columns) not in (2, 3) or not _is_number(columns[0]):
-                        raise UserError(f"{path} is a broken ARPA file: a line of its 1-grams is {line[:60]!r}")
-                    words.append(columns[1])
+                    numbers = columns[:1] + columns[1 + length :]
+                    if len(numbers) > 2 or len(columns) <= length or not all(map(_is_number, numbers)):
+                        raise UserError(f"{path} is a broken ARPA file: a line of its {length}-grams is {line[:60]!r}")
+                    back_off = float(numbers[1]) if len(numbers) == 2 else None
+                    yield tuple(columns[1 : 1 + length]), float(numbers[0]), back_off
     except OSError as error:
         raise UserError(f"{path}: this language model cannot be read ({error.strerror}); correct the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no language model in ARPA format: it is not text in UTF-8") from None
-    if not words:
-        raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
-    return [word for word in words if word.lower() not in RESERVED]
 
 
 def _is_number(text: str) -> bool:

@@ -7,8 +7,9 @@ from speechssl.heads.adapters import Adapters
 from speechssl.training.checkpoint import Checkpoint, build_encoder, load_tensors
 
 _HEAD = {"linear.weight", "linear.bias"}
+_OF_TEACHERS = ("teacher", "distil_weight", "lm", "lm_weight", "prior_weight", "unit_bonus")
 # Of each head that is one of CTC once it is trained: the options that only training needs.
-_TRAINING_ONLY = {"ctc": (), "semi": ("ssl", "ssl_weight"), "distil": ("teacher", "distil_weight")}
+_TRAINING_ONLY = {"ctc": (), "semi": ("ssl", "ssl_weight"), "distil": _OF_TEACHERS}
 
 
 def simplify(checkpoint: Checkpoint) -> Checkpoint:

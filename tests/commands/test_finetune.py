@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechssl.data.text import BLANK
+from speechssl.decoding.ngram import estimate
 from speechssl.manifest import Manifest
 from speechssl.training.checkpoint import build_model, load_checkpoint
 
@@ -249,6 +250,12 @@ def test_a_student_of_a_recogniser(finetune, pretrained, write_corpus, tmp_path,
     assert any("loss_distil" in row for row in read_rows("student"))
     found = load_checkpoint(tmp_path / "student")
     assert build_model(found)[1].vocabulary.symbols == (BLANK, "a", "b")  # without its teacher
+    lm = tmp_path / "units.arpa"
+    estimate([["a", "b"], ["b", "a"]], order=2).write(lm)
+    result = finetune(train, *given, *few, f"task.lm={lm}", init=pretrained, run="read")
+    assert result.code == 0, result.err
+    lm.unlink()  # only training needs it
+    assert build_model(load_checkpoint(tmp_path / "read"))[1].vocabulary.symbols == (BLANK, "a", "b")
     refused = finetune(train, *given, "task=distil", init=pretrained, run="alone")
     assert refused.code == 2 and "task.teacher=CHECKPOINT" in refused.sentence
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from speechssl.decoding.ngram import arpa_words, estimate
+from speechssl.decoding.ngram import arpa_words, estimate, read_arpa
 from speechssl.errors import UserError
 
 
@@ -79,6 +79,15 @@ def test_kenlm_reads_what_is_written_and_scores_alike(text, tmp_path, back_off):
     assert sorted(arpa_words(tmp_path / "lm.arpa")) == list("abcdefgh")
 
 
+def test_what_is_written_is_read(text, tmp_path):
+    model = estimate(text, order=3)
+    model.write(tmp_path / "lm.arpa")
+    logs, back_offs = read_arpa(tmp_path / "lm.arpa")
+    expected = tables(model)
+    assert logs == pytest.approx({gram: p for gram, (p, _) in expected.items()}, abs=1e-6)
+    assert back_offs == pytest.approx({gram: b for gram, (_, b) in expected.items() if len(gram) < 3}, abs=1e-6)
+
+
 def test_longer_histories_explain_a_text_better(back_off):
     rng = random.Random(1)
     text = [(list("abcdef") * 2)[rng.randrange(6) :][:6] for _ in range(200)]
@@ -103,8 +112,18 @@ def test_longer_histories_explain_a_text_better(back_off):
 def test_what_is_no_language_model_is_said(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "lm.arpa").write_bytes(content)
-    with pytest.raises(UserError, match=reason):
-        arpa_words(tmp_path / "lm.arpa")
+    for read in (arpa_words, read_arpa):
+        with pytest.raises(UserError, match=reason):
+            read(tmp_path / "lm.arpa")
+
+
+def test_a_broken_line_of_longer_ngrams_is_said(tmp_path):
+    estimate([["a", "b"]], order=2).write(tmp_path / "lm.arpa")
+    content = (tmp_path / "lm.arpa").read_text()
+    (tmp_path / "lm.arpa").write_text(content.replace("\ta b", "\ta"))
+    assert sorted(arpa_words(tmp_path / "lm.arpa")) == ["a", "b"]
+    with pytest.raises(UserError, match="a line of its 2-grams is"):
+        read_arpa(tmp_path / "lm.arpa")
 
 
 def test_texts_that_give_no_model():

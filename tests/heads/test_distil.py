@@ -9,6 +9,8 @@ import torch
 
 from speechssl import inference
 from speechssl.data.text import BLANK
+from speechssl.decoding.ngram import estimate
+from speechssl.decoding.posteriors import posteriors, read_graph
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.heads.distil import DistilledObjective
@@ -26,13 +28,13 @@ def recogniser(config, seed, options):
 
 
 @pytest.fixture
-def parts(small_config, ctc_options, monkeypatch):
+def parts(small_config, ctc_options, distil_options, monkeypatch):
     """A student, and its two teachers as the checkpoints "one" and "two"."""
     config = small_config()
     teachers = {"one": recogniser(config, 1, ctc_options), "two": recogniser(config, 2, ctc_options)}
     monkeypatch.setattr(inference, "load_model", lambda source, device: teachers[source])
     student = recogniser(config, 0, ctc_options)
-    objective = DistilledObjective(config, teacher=["one", "two"], distil_weight=2.0, **ctc_options)
+    objective = DistilledObjective(config, **distil_options | {"teacher": ["one", "two"]}, **ctc_options)
     objective.load_state_dict(student.objective.state_dict())
     objective.open_teachers(sample_rate=16_000, normalize=False)
     return student, objective, teachers
@@ -68,6 +70,19 @@ def test_the_divergence_is_that_of_the_formula_clip_by_clip(parts, batch):
     assert objective.counts(batch, lengths) == {name: term.count for name, term in found.terms.items()}
 
 
+def test_an_ngram_weighs_what_the_teachers_say(parts, batch, tmp_path):
+    _, objective, _ = parts
+    unlabelled = _select(batch, [1, 3])
+    plain = objective.taught(unlabelled)
+    estimate([["a", "b"], ["b"], ["a", "b", "a"]], order=2).write(tmp_path / "lm.arpa")
+    objective.lm = str(tmp_path / "lm.arpa")
+    objective.open_teachers(sample_rate=16_000, normalize=False)
+    frames = [objective.teachers[0].encoder.feature_encoder.num_frames(n) for n in unlabelled.lengths.tolist()]
+    emissions = (plain.log() - 0.5 * plain.mean(0).log()).split(frames)
+    graph = read_graph(tmp_path / "lm.arpa", ["a", "b"], weight=1.0, bonus=1.0)
+    torch.testing.assert_close(objective.taught(unlabelled), torch.cat(posteriors(graph, emissions)))
+
+
 def test_teachers_neither_learn_nor_are_saved(parts, batch):
     student, objective, teachers = parts
     objective.train()(student.encoder.train(), batch).terms["distil"].sum.backward()
@@ -97,8 +112,8 @@ def test_validation_is_of_ctc_alone(parts, batch):
         ({"teacher": "one", "vocabulary": [BLANK, "a", "c"]}, "other symbols"),
     ],
 )
-def test_teachers_that_do_not_fit(parts, small_config, ctc_options, given, sentence):
-    objective = DistilledObjective(small_config(), **{"distil_weight": 1.0, **ctc_options, **given})
+def test_teachers_that_do_not_fit(parts, small_config, ctc_options, distil_options, given, sentence):
+    objective = DistilledObjective(small_config(), **distil_options | ctc_options | given)
     with pytest.raises(UserError, match=sentence):
         objective.open_teachers(sample_rate=16_000, normalize=False)
 

@@ -1,0 +1,200 @@
+"""What an n-gram of a recogniser's units makes of its frames: forward-backward over CTC's alignments.
+
+CTC takes the symbols of frames as independent, so its probabilities know little of which follow each other. Here they
+are weighed with an n-gram over all alignments at once, and come back as probabilities of each frame: a search without a
+decision. (Baum-Welch over the graph of Graves et al. 2006, section 4.1, with the n-gram in it, as the denominator of
+Povey et al. 2016 has it; for unlabelled speech, Manohar et al. 2018.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speechssl.decoding.ngram import BEGIN, END, UNKNOWN, read_arpa
+from speechssl.errors import UserError
+
+
+@dataclass
+class Graph:
+    """An n-gram as a graph. A state is as much of what was written last as the n-gram knows; clips begin in the first.
+
+    The n-gram lists few units after each state and backs off for all others. So weights first flow from states to their
+    shorter histories, and then along what is listed, where each arc makes up for what flows by its back-off: some 5
+    times fewer products than from every state to every unit.
+
+    Attributes:
+        last: int64 [S] the unit that led into each state.
+        shorter: [S, S] sparse, of back-offs: from a state (column) to its shorter histories (rows).
+        arcs: [S, S] sparse: from a state to that after the next unit.
+        again: [S, S] sparse: that of the arcs by the unit that was written last, back-offs in it. CTC wants a blank
+            before these.
+        longer, back, back_again: their transposes.
+        members: [units, S] sparse: one where the unit led into the state.
+        final: [S] weight of a clip's end.
+    """
+
+    last: Tensor
+    shorter: Tensor
+    arcs: Tensor
+    again: Tensor
+    longer: Tensor
+    back: Tensor
+    back_again: Tensor
+    members: Tensor
+    final: Tensor
+
+    def to(self, device: torch.device) -> Graph:
+        """The same on another device."""
+        return Graph(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def read_graph(path: str | os.PathLike[str], units: Sequence[str], *, weight: float, bonus: float) -> Graph:
+    """The graph of an ARPA file.
+
+    Args:
+        path: as `speechssl lm checkpoint=` writes it.
+        units: of the recogniser, without the blank, as the file names them.
+        weight: power of the n-gram's probabilities.
+        bonus: nats for each unit that is written.
+
+    Raises:
+        UserError: the file cannot be read, is broken, or is of other units.
+    """
+    logs, back_offs = read_arpa(path)
+    missing = {gram[0] for gram in logs if len(gram) == 1} - {*units, BEGIN, END, UNKNOWN}
+    if missing:
+        raise UserError(
+            f"{path} is no language model of the recogniser's units, which lack {min(missing)!r}: build it with "
+            "`speechssl lm checkpoint=` of that recogniser"
+        )
+    unknown = logs.get((UNKNOWN,), -99.0)
+    logs |= {(unit,): unknown for unit in units if (unit,) not in logs}
+    states = [(BEGIN,), (), *((unit,) for unit in units)]
+    states += [gram for gram in back_offs if len(gram) > 1 and gram[-1] != END]
+    index = {state: i for i, state in enumerate(states)}
+
+    def power(log10: float) -> float:
+        return math.exp(weight * math.log(10) * log10)
+
+    def chain(history: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], float]]:
+        """Each shorter history, and the weight that backs off to it."""
+        backed_off = 1.0
+        while history:
+            backed_off *= power(back_offs.get(history, 0.0))
+            history = history[1:]
+            if history in index:
+                yield history, backed_off
+
+    def of(history: tuple[str, ...], unit: str) -> float:
+        """The weight of a unit."""
+        for shorter, backed_off in ((history, 1.0), *chain(history)):
+            if (*shorter, unit) in logs:
+                return backed_off * power(logs[(*shorter, unit)])
+        return 0.0
+
+    def state_after(history: tuple[str, ...], unit: str) -> int:
+        found = (*history, unit)
+        while found not in index:
+            found = found[1:]
+        return index[found]
+
+    gain = math.exp(bonus)
+    shorter = [(index[short], index[state], value) for state in states for short, value in chain(state)]
+    again = [
+        (state_after(state, state[-1]), index[state], gain * of(state, state[-1]))
+        for state in states
+        if state and state[-1] != BEGIN
+    ]
+    arcs = []
+    for *start, unit in logs:
+        state = tuple(start)
+        if state in index and unit not in (BEGIN, END, UNKNOWN):
+            arcs.append((state_after(state, unit), index[state], gain * of(state, unit)))
+            for short, value in list(chain(state))[:1]:
+                arcs.append((state_after(short, unit), index[state], -gain * value * of(short, unit)))
+    number = {unit: i for i, unit in enumerate(units)}
+    last = [number.get(state[-1], 0) if state else 0 for state in states]
+    members = [(last[i], i, 1.0) for i, state in enumerate(states) if state and state[-1] in number]
+    size = len(states)
+    return Graph(
+        last=torch.tensor(last),
+        shorter=_sparse(shorter, size, size),
+        arcs=_sparse(arcs, size, size),
+        again=_sparse(again, size, size),
+        longer=_sparse([(j, i, x) for i, j, x in shorter], size, size),
+        back=_sparse([(j, i, x) for i, j, x in arcs], size, size),
+        back_again=_sparse([(j, i, x) for i, j, x in again], size, size),
+        members=_sparse(members, len(units), size),
+        final=torch.tensor([of(state, END) for state in states]),
+    )
+
+
+def _sparse(entries: Sequence[tuple[int, int, float]], rows: int, columns: int) -> Tensor:
+    """[rows, columns] float32 of (row, column, value); values of one place add up."""
+    i, j, values = zip(*entries, strict=True)
+    places, values = torch.tensor([i, j]), torch.tensor(values, dtype=torch.float64)
+    with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_coo_tensor(places, values, (rows, columns)).coalesce().float().to_sparse_csr()
+
+
+def posteriors(graph: Graph, emissions: Sequence[Tensor]) -> list[Tensor]:
+    """Probabilities of each frame's symbols, given all of its clip and the n-gram.
+
+    Args:
+        graph: of the n-gram.
+        emissions: float32 [T, 1 + units] of each clip: log weights, the blank's first; a constant of a frame is no
+            matter.
+
+    Returns:
+        float32 [T, 1 + units] of each clip; rows sum to one.
+    """
+    padded = pad_sequence(list(emissions))  # [T, B, 1 + units]
+    scores = (padded - padded.amax(-1, keepdim=True)).exp().transpose(1, 2).contiguous()
+    blanks, units = scores[:, :1], scores[:, 1:]
+    forward = _forward(graph, blanks, units)
+    found = torch.zeros_like(scores)
+    ends = graph.final[:, None].repeat(1, len(emissions))
+    on_unit, on_blank = ends, ends
+    for t in reversed(range(len(scores))):
+        if t + 1 < len(scores):
+            entered = on_unit * units[t + 1].index_select(0, graph.last)
+            written = graph.back @ entered
+            written += graph.longer @ written
+            on_blank = on_blank * blanks[t + 1] + written
+            on_unit = (on_blank - graph.back_again @ entered).clamp(min=0) + entered
+            scale = on_blank.sum(0)
+            on_unit, on_blank = on_unit / scale, on_blank / scale
+            ending = [i for i, clip in enumerate(emissions) if len(clip) == t + 1]
+            if ending:
+                on_unit[:, ending] = on_blank[:, ending] = ends[:, ending]
+        unit, blank = forward[t]
+        found[t, 1:] = graph.members @ (unit * on_unit)
+        found[t, 0] = (blank * on_blank).sum(0)
+    found /= found.sum(1, keepdim=True)
+    return [found[: len(clip), :, i] for i, clip in enumerate(emissions)]
+
+
+def _forward(graph: Graph, blanks: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each frame, [S, B] weights of having come to a state, by its unit in this frame and with blanks since."""
+    size, batch = len(graph.last), units.shape[2]
+    unit, blank = units.new_zeros(size, batch), units.new_zeros(size, batch)
+    blank[0] = 1.0
+    found = []
+    for t in range(len(units)):
+        both = unit + blank
+        written = graph.arcs @ (both + graph.shorter @ both) - graph.again @ unit
+        unit = (written.clamp(min=0) + unit) * units[t].index_select(0, graph.last)
+        blank = both * blanks[t]
+        scale = (unit + blank).sum(0)
+        unit, blank = unit / scale, blank / scale
+        found.append((unit, blank))
+    return found
