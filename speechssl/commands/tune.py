@@ -3,9 +3,10 @@
 Examples:
   speechssl tune checkpoint=runs/ctc data.valid=data/valid.jsonl decoder.lm=words.arpa out=weights.json
 
-Every clip goes through the model once; then lm_weight and, with a lexicon, word_score are searched one after the other,
-first coarsely, then more finely. Writes out=, which decoder.weights= takes, and prints it. Use data that is neither
-trained nor tested on.
+Every clip goes through the model once; then lm_weight, word_score (with a lexicon) and prior_weight are searched one
+after the other, first coarsely, then more finely. prior_weight is the power of the symbols' mean probabilities on this
+data, `prior`, by which those of each frame are divided. Writes out=, which decoder.weights= takes, and prints it. Use
+data that is neither trained nor tested on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -31,6 +33,15 @@ log = logging.getLogger("speechssl")
 
 LM_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 WORD_SCORES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+PRIOR_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+class Weights(NamedTuple):
+    """What is searched, as `BeamDecoder.set_weights` takes it."""
+
+    lm_weight: float
+    word_score: float
+    prior_weight: float
 
 
 def run(config: DictConfig) -> None:
@@ -66,33 +77,32 @@ def run(config: DictConfig) -> None:
     print(json.dumps(found))
 
 
-def search(decoder: BeamDecoder, logits: list[torch.Tensor], references: list[str], *, by: str) -> dict[str, float]:
-    """The best `lm_weight` and `word_score`, with the `wer` or `cer` that they give; of equals the smaller."""
-    tried: dict[tuple[float, float], float] = {}
+def search(decoder: BeamDecoder, logits: list[torch.Tensor], references: list[str], *, by: str) -> dict[str, Any]:
+    """The weights that do best, with the `wer` or `cer` that they give, and the prior; of equals the smaller."""
+    tried: dict[Weights, float] = {}
+    prior = torch.cat(logits).float().softmax(-1).mean(0).clamp(min=1e-8).tolist()
 
-    def cost(lm_weight: float, word_score: float) -> float:
-        pair = round(lm_weight, 3), round(word_score, 3)
-        if pair not in tried:
-            decoder.set_weights(lm_weight=pair[0], word_score=pair[1])
+    def cost(weights: Weights) -> None:
+        weights = Weights(*(round(value, 3) for value in weights))
+        if weights not in tried:
+            decoder.set_weights(**weights._asdict(), prior=prior)
             texts = [decoder(clip).text for clip in logits]
-            tried[pair] = count_edits(references, texts, characters=by == "cer").rate or 0.0
-            log.info("lm_weight %g, word_score %g: %s %.2f %%", *pair, by.upper(), 100 * tried[pair])
-        return tried[pair]
+            tried[weights] = count_edits(references, texts, characters=by == "cer").rate or 0.0
+            shown = ", ".join(f"{name} {value:g}" for name, value in weights._asdict().items())
+            log.info("%s: %s %.2f %%", shown, by.upper(), 100 * tried[weights])
 
-    def best() -> tuple[float, float]:
-        return min(tried, key=lambda pair: (tried[pair], abs(pair[0]), abs(pair[1])))
+    def best() -> Weights:
+        return min(tried, key=lambda weights: (tried[weights], *map(abs, weights)))
 
-    cost(decoder.options["lm_weight"] if decoder.lm else 1.0, decoder.options["word_score"])
-    for width in (1.0, 0.25):
-        if decoder.lm:
-            for weight in LM_WEIGHTS if width == 1.0 else _around(best()[0], width):
-                cost(max(weight, 0.0), best()[1])
-        if decoder.has_lexicon:
-            for score in WORD_SCORES if width == 1.0 else _around(best()[1], width):
-                cost(best()[0], score)
-    lm_weight, word_score = best()
-    return {"lm_weight": lm_weight, "word_score": word_score, by: tried[best()]}
-
-
-def _around(value: float, width: float) -> list[float]:
-    return [value - width, value + width]
+    values = {
+        "lm_weight": (LM_WEIGHTS, 0.25) if decoder.lm else None,
+        "word_score": (WORD_SCORES, 0.25) if decoder.has_lexicon else None,
+        "prior_weight": (PRIOR_WEIGHTS, 0.1),
+    }
+    cost(Weights(decoder.options["lm_weight"] if decoder.lm else 1.0, decoder.options["word_score"], 0.0))
+    for finely in (False, True):
+        for name, (coarse, step) in ((name, value) for name, value in values.items() if value):
+            now = getattr(best(), name)
+            for value in (now - step, now + step) if finely else coarse:
+                cost(best()._replace(**{name: value if name == "word_score" else max(value, 0.0)}))
+    return {**best()._asdict(), by: tried[best()], "prior": prior}

@@ -2,7 +2,9 @@
 
 That stands on flashlight-text, whose wheels exist for Python 3.10 to 3.12; without it the greedy result is given, and
 that is said. The score of a text is the log of the summed probability of its alignments, plus `lm_weight` times the
-language model's log10 probability, plus `word_score` for each word (wav2vec 2.0, section 4.4).
+language model's log10 probability, plus `word_score` for each word (wav2vec 2.0, section 4.4). What `speechssl tune`
+finds may divide each frame's probabilities by the symbols' mean ones first, to a power: CTC's network has learned how
+common its symbols are, and the language model says it again (Kanda et al. 2016).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,7 +66,7 @@ class BeamDecoder:
         nbest: readings of each clip that are given.
         hotwords: words or phrases that get a bonus of `hotword_score` nats, lower-cased where they cannot be spelled
             as they are.
-        weights: a file of `speechssl tune`, whose lm_weight and word_score take the place of the others.
+        weights: a file of `speechssl tune`, whose weights take the place of the others.
 
     Raises:
         UserError: a file cannot be read, a word cannot be spelled, or the units do not fit.
@@ -95,17 +98,20 @@ class BeamDecoder:
         self.options = {"beam_size": beam_size, "beam_threshold": beam_threshold, "nbest": nbest, "log_add": True}
         self.hotword_score = hotword_score
         chosen = {"lm_weight": lm_weight, "word_score": word_score}
-        self.set_weights(**(chosen if weights is None else _read_weights(weights)))
+        self.set_weights(**(chosen if weights is None else _read_weights(weights, symbols=len(vocabulary.symbols))))
 
     @property
     def has_lexicon(self) -> bool:
         """Whether only words of a lexicon can be written."""
         return self.spellings is not None
 
-    def set_weights(self, *, lm_weight: float, word_score: float) -> None:
-        """Search with other weights from now on."""
+    def set_weights(
+        self, *, lm_weight: float, word_score: float, prior_weight: float = 0.0, prior: Sequence[float] = ()
+    ) -> None:
+        """Search with other weights from now on; `prior` has the mean probability of each symbol."""
         from torchaudio.models.decoder import ctc_decoder
 
+        self.discount = prior_weight * torch.tensor(prior).log() if prior_weight else torch.zeros(())
         self.options |= {"lm_weight": lm_weight if self.lm else 1.0, "word_score": word_score}
         weighed = {"lm_weight": 1.0} if self.hotwords else {}  # HotwordLM weighs by itself
         with tempfile.TemporaryDirectory(prefix="speechssl") as folder:
@@ -151,6 +157,7 @@ class BeamDecoder:
 
         A lexicon's words end with a space, so the last one needs it.
         """
+        log_probs = log_probs - self.discount
         if not self.has_space:
             log_probs = F.pad(log_probs, (0, 1), value=NEVER)
         if self.has_lexicon:
@@ -308,13 +315,20 @@ def _are_units(words: Sequence[str]) -> bool:
     return any(word.startswith(SPACE) for word in words)
 
 
-def _read_weights(path: str) -> dict[str, float]:
-    """What `speechssl tune` found."""
+def _read_weights(path: str, *, symbols: int) -> dict[str, Any]:
+    """What `speechssl tune` found, for a model of so many symbols."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {name: float(found[name]) for name in ("lm_weight", "word_score")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weights = {name: float(found[name]) for name in ("lm_weight", "word_score")}
+        weights["prior_weight"] = float(found.get("prior_weight", 0.0))
+        weights["prior"] = [float(share) for share in found.get("prior", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no weights can be read from it ({error!r}); make it with `speechssl tune`") from None
+    if weights["prior_weight"] and (len(weights["prior"]) != symbols or min(weights["prior"]) <= 0):
+        raise UserError(
+            f"{path}: it is of a model with other symbols; make it with `speechssl tune` of this checkpoint"
+        )
+    return weights
 
 
 def _read_lexicon(path: str) -> list[tuple[str, str | None]]:

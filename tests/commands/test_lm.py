@@ -98,8 +98,22 @@ def test_the_search_finds_a_weight_that_mends_an_error(tmp_path):
     assert decoder(scores).text == "aa"
     found = search(decoder, [scores], ["ab"], by="wer")
     assert found["wer"] == 0.0 and found["lm_weight"] > 0
-    decoder.set_weights(lm_weight=found["lm_weight"], word_score=found["word_score"])
+    decoder.set_weights(**{name: found[name] for name in ("lm_weight", "word_score", "prior_weight", "prior")})
     assert decoder(scores).text == "ab"
+
+
+def test_the_search_finds_the_weight_of_a_prior():
+    """A network that has seen many an a hears one in a b, as often as it hears a b."""
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    from speechssl.commands.tune import search
+    from speechssl.decoding.beam import BeamDecoder
+
+    decoder = BeamDecoder(Vocabulary((BLANK, " ", "a", "b")))
+    sure, unsure = torch.tensor([[0.0, 0.0, 8.0, 0.0]]), torch.tensor([[0.0, 0.0, 2.2, 2.0]])
+    clips, said = [sure, sure, sure, unsure], ["a", "a", "a", "b"]
+    found = search(decoder, clips, said, by="cer")
+    assert found["cer"] == 0.0 and found["prior_weight"] > 0
+    assert found["prior"] == pytest.approx(torch.cat(clips).softmax(-1).mean(0).tolist())
 
 
 def test_tune_writes_what_evaluate_takes(speechssl, ctc_run, write_corpus, tmp_path):

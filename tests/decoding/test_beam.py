@@ -104,6 +104,32 @@ def test_with_characters_it_is_the_best_of_all_texts(seed, of_characters, back_o
     assert found.alternatives[0].score == pytest.approx(totals[best], abs=2e-3)
 
 
+def test_a_prior_divides_the_probabilities_of_each_frame(of_characters):
+    _, path = of_characters
+    scores, prior = logits(2), [0.5, 0.1, 0.3, 0.1]
+    plain = BeamDecoder(VOCABULARY, lm=path, lm_weight=0.8, **WIDE)
+    expected = plain(scores.log_softmax(-1) - 0.4 * torch.tensor(prior).log()).alternatives
+    constant = (scores.softmax(-1) * torch.tensor(prior) ** -0.4).sum(-1).log().sum()
+    plain.set_weights(lm_weight=0.8, word_score=0.0, prior_weight=0.4, prior=prior)
+    found = plain(scores).alternatives
+    assert [a.text for a in found] == [a.text for a in expected]
+    assert found[0].score == pytest.approx(expected[0].score + float(constant), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"lm_weight": 1, "word_score": 0, "prior_weight": 0.4, "prior": [0.5, 0.5]}', "a model with other symbols"),
+        ('{"lm_weight": 1, "word_score": 0, "prior": 3}', "no weights can be read"),
+        ("[]", "no weights can be read"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, content, reason):
+    (tmp_path / "weights.json").write_text(content)
+    with pytest.raises(UserError, match=reason):
+        BeamDecoder(VOCABULARY, weights=str(tmp_path / "weights.json"))
+
+
 def test_a_lexicon_without_a_model(tmp_path):
     lexicon = tmp_path / "words.txt"
     lexicon.write_text("aba\nbb b b\n")
@@ -261,7 +287,7 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, of_words):
     refused("none of its words can be spelled", lm=str(tmp_path / "other.arpa"))
     broken = tmp_path / "broken.arpa"
     text = (tmp_path.parent / of_words[1]).read_text()
-    broken.write_text(text[: text.index("\\2-grams")] + "\\2-grams:\nnot a line\n\n\\end\\\n")
+    broken.write_text(text[: text.index("\\2-grams")] + "\\2-grams:\n-1.0\tab b\nnot a line\n\n\\end\\\n")
     refused(r"broken\.arpa: this language model cannot be read", lm=str(broken))
     broken.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\x00\x01")
     refused(r"binary language model does not tell its words", lm=str(broken))
