@@ -4,11 +4,12 @@
 # Under --out:
 #   data/                                   manifests
 #   pretrained/                             run folder of the pretraining
-#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is one of `starts`, or student
+#   ctc/TRANSCRIPTS/START/lr_RATE/seed_N/   run folders of the fine-tuning, START is one of `starts`, or student_ROUND
+#   ctc/TRANSCRIPTS/lm/ORDER/               an n-gram of their units
 #   speaker/                                run folder of the speaker head, or of each START
 #   probe/NAME/                             what `speechssl probe` wrote
 #   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
-#   RUN_FOLDER/ngram/                       n-gram, its weights, and what `speechssl evaluate` wrote with them
+#   RUN_FOLDER/ngram/                       weights of an n-gram, and what `speechssl evaluate` wrote with it
 #   .done in each of them                   its command has succeeded and is not run again
 #   settings, seconds.tsv, table.txt        options given, seconds of each stage, the closing table
 
@@ -202,23 +203,38 @@ compare() {
     done
 }
 
-# students NAME MANIFEST: for each seed a student of the pretrained recognisers of all seeds, on the same transcripts and on
-# the audio of the train split without them, at the rate that the recognisers had; and tests it.
+# students NAME MANIFEST: `rounds` times, for each seed a student, on the same transcripts and on the audio of the train
+# split without them, at the rate that the recognisers had; and tests it. Its teachers are the pretrained recognisers of all
+# seeds, and then the students of the round before, with an n-gram of the text of the train split.
 students() {
-    local seed run rate teachers=""
+    local round seed run teachers rate lm from=pretrained
     rate="$(best_rate "$1" pretrained)"
-    for seed in $seeds; do
-        teachers+=",$out/ctc/$1/pretrained/lr_$rate/seed_$seed"
-    done
+    lm="$(units_lm "$1" 4)"
     sed 's/"text":/"spoken":/' "$out/data/train.jsonl" > "$out/data/train_untranscribed.jsonl"
-    for seed in $seeds; do
-        run="$out/ctc/$1/student/lr_$rate/seed_$seed"
-        once "$run" speechssl finetune task=distil_few "task.teacher=[${teachers#,}]" init="$encoder" run_dir="$run" \
-            data.train="[$out/data/$2.jsonl,$out/data/train_untranscribed.jsonl]" data.valid="$out/data/valid.jsonl" \
-            data.skip_invalid=true optim.lr="$rate" trainer.seed="$seed" trainer.max_steps="$finetune_steps" \
-            trainer.valid_every=100 ${overrides[@]+"${overrides[@]}"}
-        evaluate "$run"
+    for ((round = 1; round <= rounds; round++)); do
+        teachers=""
+        for seed in $seeds; do
+            teachers+=",$out/ctc/$1/$from/lr_$rate/seed_$seed"
+        done
+        from="student_$round"
+        for seed in $seeds; do
+            run="$out/ctc/$1/$from/lr_$rate/seed_$seed"
+            once "$run" speechssl finetune task=distil_few "task.teacher=[${teachers#,}]" init="$encoder" run_dir="$run" \
+                task.lm="$lm" data.train="[$out/data/$2.jsonl,$out/data/train_untranscribed.jsonl]" \
+                data.valid="$out/data/valid.jsonl" data.skip_invalid=true optim.lr="$rate" trainer.seed="$seed" \
+                trainer.max_steps="$finetune_steps" trainer.valid_every=100 ${overrides[@]+"${overrides[@]}"}
+            evaluate "$run"
+        done
     done
+}
+
+# units_lm NAME ORDER: the n-gram of the units of these recognisers, from the text of the train split.
+units_lm() {
+    local rate lm="$out/ctc/$1/lm/$2"
+    rate="$(best_rate "$1" pretrained)"
+    once "$lm" speechssl lm text="$out/data/train.jsonl" order="$2" out="$lm/units.arpa" \
+        checkpoint="$out/ctc/$1/pretrained/lr_$rate/seed_${seeds%% *}"
+    echo "$lm/units.arpa"
 }
 
 # finetune NAME/START/lr_RATE/seed_N MANIFEST: one run; its folder says how. Clips of valid with a character that the few
@@ -240,13 +256,13 @@ finetune() {
 
 # ngram NAME START: tests the first seed's model again, with an n-gram of its units from the text of the train split.
 ngram() {
-    local run
+    local run lm
     run="$out/ctc/$1/$2/lr_$(best_rate "$1" "$2")/seed_${seeds%% *}"
-    once "$run/ngram/lm" speechssl lm text="$out/data/train.jsonl" checkpoint="$run" order=6 out="$run/ngram/lm/units.arpa"
-    once "$run/ngram/weights" speechssl tune checkpoint="$run" data.valid="$out/data/valid.jsonl" \
-        decoder.lm="$run/ngram/lm/units.arpa" out="$run/ngram/weights/weights.json"
+    lm="$(units_lm "$1" 6)"
+    once "$run/ngram/weights" speechssl tune checkpoint="$run" data.valid="$out/data/valid.jsonl" decoder.lm="$lm" \
+        out="$run/ngram/weights/weights.json"
     once "$run/ngram/test" speechssl evaluate checkpoint="$run" data.test="$out/data/test.jsonl" out="$run/ngram/test" \
-        decoder=beam decoder.lm="$run/ngram/lm/units.arpa" decoder.weights="$run/ngram/weights/weights.json" \
+        decoder=beam decoder.lm="$lm" decoder.weights="$run/ngram/weights/weights.json" \
         against="$run/test/hypotheses.jsonl"
 }
 

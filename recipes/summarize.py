@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STARTS = ("pretrained", "student", "scratch", "logmel")
+STARTS = ("pretrained", "student_1", "student_2", "student_3", "scratch", "logmel")
 UNKNOWN = "-"
 
 

@@ -2,8 +2,8 @@
 # bash recipes/mboshi/run.sh --data DIR: Mboshi, a Bantu language without a written tradition (3 speakers, 4 hours).
 #
 # Pretrains on the audio of the train split, fine-tunes on ten minutes of its transcripts (or more) from the pretrained
-# encoder, from scratch, and on log-mel, has students learn from the first of these on the audio without transcripts,
-# decodes with an n-gram, and tests on the corpus's dev split.
+# encoder, from scratch, and on log-mel, has students learn from the first of these on the audio without transcripts and
+# the text without audio, decodes with an n-gram, and tests on the corpus's dev split.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
@@ -16,6 +16,7 @@ option pretrain-steps "" "steps of pretraining (default: the model's own)"
 option finetune-steps "" "steps of each fine-tuning (default: 1500 for 10min, 3000 for 60min, 6000 for all)"
 option lrs "5e-4 1e-3" "learning rates that each side tries with the first seed, in quotes"
 option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
+option rounds 2 "rounds of students, 3 at most"
 starts="pretrained scratch logmel"
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
@@ -52,7 +53,7 @@ if at_stage 3 "Fine-tune on transcripts: $amounts"; then
         finetune_steps="$(steps "$amount")" compare "$amount" "$(manifest "$amount")"
     done
 fi
-if at_stage 4 "Students of the pretrained recognisers, on the audio without transcripts"; then
+if at_stage 4 "Students of the pretrained recognisers, on audio without transcripts and an n-gram"; then
     for amount in $amounts; do
         [[ "$amount" == all ]] || finetune_steps="$(steps "$amount")" students "$amount" "$(manifest "$amount")"
     done
@@ -60,6 +61,7 @@ fi
 if at_stage 5 "Decode with an n-gram of the text of the train split"; then
     for amount in $amounts; do
         ngram "$amount" pretrained
+        [[ "$amount" == all || "$rounds" == 0 ]] || ngram "$amount" "student_$rounds"
     done
 fi
 if at_stage 6 "The table, and the label curve"; then

@@ -168,7 +168,7 @@ def test_what_is_done_is_skipped_and_more_seeds_are_added(tmp_path, stand_in):
     assert calls(stand_in) == before
     run("mboshi", *options, "--seeds", "0 5", python=stand_in)
     added = [(verb, given.get("trainer.seed")) for verb, given in calls(stand_in)[len(before) :]]
-    assert added == [("finetune", "5"), ("evaluate", None)] * 4  # three starts and a student
+    assert added == [("finetune", "5"), ("evaluate", None)] * 5  # three starts and two rounds of students
 
 
 def test_other_options_do_not_mix_with_what_is_there(tmp_path, stand_in):
@@ -194,7 +194,8 @@ def test_an_error_of_the_tool_stops_the_recipe_and_the_same_command_goes_on(tmp_
     tested = ("evaluate", None, None)
     sides = [("finetune", "none", "stack40"), tested, ("finetune", "none", "fbank40"), tested]
     student = ("finetune", f"{tmp_path}/out/pretrained", None)
-    assert later == [*sides, student, tested, ("lm", None, None), ("tune", None, None), tested]
+    ngram, weights = ("lm", None, None), ("tune", None, None)
+    assert later == [*sides, ngram, *[student, tested] * 2, ngram, *[weights, tested] * 2]
 
 
 def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
@@ -213,9 +214,13 @@ def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):
     drawn = (tmp_path / "out" / "label_curve.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {start} -->" in drawn for start in ("pretrained", "scratch", "logmel"))
     # Where all is transcribed there is nothing to learn from besides.
-    [student] = [given for given in made if given["task"] == "distil_few"]
-    assert student["task.teacher"] == f"[{tmp_path}/out/ctc/10min/pretrained/lr_1e-3/seed_0]"
-    assert student["data.train"] == f"[{data}/train_10min.jsonl,{data}/train_untranscribed.jsonl]"
+    students = [given for given in made if given["task"] == "distil_few"]
+    runs = tmp_path / "out" / "ctc" / "10min"
+    taught = [f"[{runs}/{start}/lr_1e-3/seed_0]" for start in ("pretrained", "student_1")]
+    assert [given["task.teacher"] for given in students] == taught
+    for given in students:
+        assert given["data.train"] == f"[{data}/train_10min.jsonl,{data}/train_untranscribed.jsonl]"
+        assert given["task.lm"] == f"{runs}/lm/4/units.arpa"
 
 
 def test_stages_and_an_encoder_of_ones_own(tmp_path, stand_in):
@@ -325,7 +330,8 @@ def test_mboshi(tmp_path, sentences):
         "pretrained",
         "pretrained",
         "scratch",
-        "student",
+        "student_1",
+        "student_2",
     ]
     assert "Decoding with an n-gram" in done.stdout
     assert {metrics["num_utterances"] for metrics in found.values()} == {4}
