@@ -140,13 +140,14 @@ def memory_gib() -> tuple[float, float]:
 def data_facts(loader: BatchLoader) -> dict[str, float]:
     """What the manifest alone says: clips listed twice, and whether long clips have long transcripts.
 
-    `label_length_correlation` is missing where there are no labels, few clips, or all are about as long.
+    `label_length_correlation` is missing where there are no labels, few clips with one, or all are about as long.
     """
     usable = loader.usable[:: -(-len(loader.usable) // CLIPS)]
     clips = [loader.manifest[int(i)] for i in usable]
     facts = {"listed_twice": 1 - len(set(map(_place, clips))) / len(clips)}
-    if loader.dataset.encode and len(clips) >= 50:
+    if loader.dataset.encode:
         lengths = np.array([[u.duration_s, len(loader.dataset.encode(u))] for u in clips])
-        if (lengths.std(0) > 0.25 * lengths.mean(0)).all():
+        lengths = lengths[lengths[:, 1] > 0]  # beside transcripts some tasks learn from clips without one
+        if len(lengths) >= 50 and (lengths.std(0) > 0.25 * lengths.mean(0)).all():
             facts["label_length_correlation"] = float(np.corrcoef(lengths.T)[0, 1])
     return facts

@@ -22,6 +22,7 @@ from speechssl.decoding.posteriors import Graph, posteriors, read_graph
 from speechssl.errors import UserError
 from speechssl.heads.semi import PartlyLabelledObjective
 from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.objectives.common import in_fp32
 from speechssl.types import Batch, LossOutput, Term, at_least_fp32
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class DistilledObjective(PartlyLabelledObjective):
         self.graph = self.graph.to(device)
         mean = mean.clamp(min=RARE)
         emissions = mean.log() - self.prior_weight * mean.mean(0).log()
-        return torch.cat(posteriors(self.graph, emissions.split(frames.frame_lengths)))
+        with in_fp32(mean):
+            return torch.cat(posteriors(self.graph, emissions.split(frames.frame_lengths)))
 
     def unlabelled(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None) -> LossOutput:
         """Kullback-Leibler divergence from the teachers, nats, summed over frames; the student's frames are hidden and

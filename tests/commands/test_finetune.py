@@ -252,7 +252,7 @@ def test_a_student_of_a_recogniser(finetune, pretrained, write_corpus, tmp_path,
     assert build_model(found)[1].vocabulary.symbols == (BLANK, "a", "b")  # without its teacher
     lm = tmp_path / "units.arpa"
     estimate([["a", "b"], ["b", "a"]], order=2).write(lm)
-    result = finetune(train, *given, *few, f"task.lm={lm}", init=pretrained, run="read")
+    result = finetune(train, *given, *few, f"task.lm={lm}", "trainer.precision=bf16", init=pretrained, run="read")
     assert result.code == 0, result.err
     lm.unlink()  # only training needs it
     assert build_model(load_checkpoint(tmp_path / "read"))[1].vocabulary.symbols == (BLANK, "a", "b")
