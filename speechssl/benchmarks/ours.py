@@ -30,6 +30,8 @@ CTC_OPTIONS = {
     "freeze_feature_encoder": True,
     "freeze_encoder": 0.0,
 }
+# Of the run whose first steps these are: the paper's for BASE. Some figures are made only every so many steps.
+MAX_STEPS = 400_000
 # What the rest of the forward pass is called, beside the encoder's parts.
 REST = {"pretrain": "quantizer_and_loss", "finetune": "head_and_loss", "inference": "head"}
 DRAWS = "masks_and_distractors"
@@ -95,6 +97,7 @@ class Ours:
 
     def _train(self, number: int) -> None:
         """Forward, backward and AdamW; `number` decides the masks and all else that is random."""
+        self.objective.begin_step(number, MAX_STEPS)
         seeds = [derive_seed(self.settings["trainer"]["seed"], number, clip) for clip in self.batch.seeds]
         with self.parts.part(self.rest), autocast(self.settings, self.batch.waveforms.device):
             output = self.objective(self.encoder, dataclasses.replace(self.batch, seeds=seeds))

@@ -6,7 +6,7 @@ Examples:
   speechssl finetune task=ctc_1h init=runs/first data.train=labelled.jsonl data.valid=valid.jsonl run_dir=runs/1h
   speechssl finetune task=ctc task.units=bpe task.lora_rank=8 init=runs/first data.train=labelled.jsonl run_dir=runs/bpe
   speechssl finetune task=semi init=runs/first data.train=[labelled.jsonl,unlabelled.jsonl] run_dir=runs/joint
-  speechssl finetune task=distil_few task.teacher=runs/few init=runs/tiny \\
+  speechssl finetune task=distil_few task.teacher=runs/few task.lm=units.arpa init=runs/tiny \\
       data.train=[labelled.jsonl,unlabelled.jsonl] data.valid=valid.jsonl run_dir=runs/student
   speechssl finetune task=speaker init=runs/first data.train=train.jsonl run_dir=runs/speaker
   speechssl finetune task=classify label=language init=runs/first data.train=train.jsonl run_dir=runs/language
@@ -18,8 +18,10 @@ share of them with the encoder frozen, its masks and learning rate; trainer.max_
 task=ctc_few is for minutes of transcripts on a small encoder such as tiny: small batches, dropout, masks, a high rate.
 task=semi trains CTC on the clips that have a transcript, and the pretraining's own loss on those that have none;
 task=distil (distil_few for a small encoder) on these what other recognisers, task.teacher=, make of each frame:
-self-training by probabilities, which helps where their transcripts would be mostly wrong. data.mix_temperature=100,
-which distil_few has, makes both manifests equal shares of the batches.
+self-training by probabilities, which helps where their transcripts would be mostly wrong. task.lm=, an n-gram of their
+units, weighs what they say: `speechssl lm checkpoint=runs/few text=sentences.txt order=4 out=units.arpa` makes it of
+any text, and an order above 4 takes long. The students can be teachers of others, which helps once more.
+data.mix_temperature says how large a share of the batches the smaller manifest has: 1 by its hours, 100 half of them.
 """
 
 from __future__ import annotations
