@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.decoding.ngram import BEGIN, END, UNKNOWN, read_arpa
 from speechssl.errors import UserError
+
+Gram = tuple[str, ...]
 
 
 @dataclass
@@ -56,6 +59,57 @@ class Graph:
         return Graph(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
+class _BackOff:
+    """An n-gram's states and weights, as ARPA defines them."""
+
+    def __init__(self, path: str | os.PathLike[str], units: Sequence[str], power: float):
+        self.logs, self.back_offs = read_arpa(path)
+        missing = {gram[0] for gram in self.logs if len(gram) == 1} - {*units, BEGIN, END, UNKNOWN}
+        if missing:
+            raise UserError(
+                f"{path} is no language model of the recogniser's units, which lack {min(missing)!r}: build it with "
+                "`speechssl lm checkpoint=` of that recogniser"
+            )
+        unknown = self.logs.get((UNKNOWN,), -99.0)
+        self.logs |= {(unit,): unknown for unit in units if (unit,) not in self.logs}
+        self.power = power * math.log(10)
+        self.states: list[Gram] = [(BEGIN,), (), *((unit,) for unit in units)]
+        self.states += [gram for gram in self.back_offs if len(gram) > 1 and gram[-1] != END]
+        self.index = {state: i for i, state in enumerate(self.states)}
+
+    def shorter(self, state: Gram) -> Iterator[tuple[Gram, float]]:
+        """Each shorter history that is a state, the longest first, and the weight that backs off to it."""
+        weight = 1.0
+        while state:
+            weight *= math.exp(self.power * self.back_offs.get(state, 0.0))
+            state = state[1:]
+            if state in self.index:
+                yield state, weight
+
+    def weight(self, state: Gram, unit: str) -> float:
+        """Of a unit after a state."""
+        for history, backed_off in ((state, 1.0), *self.shorter(state)):
+            if (*history, unit) in self.logs:
+                return backed_off * math.exp(self.power * self.logs[(*history, unit)])
+        return 0.0
+
+    def after(self, state: Gram, unit: str) -> int:
+        """The number of the state that a unit leads to."""
+        found = (*state, unit)
+        while found not in self.index:
+            found = found[1:]
+        return self.index[found]
+
+    def arcs(self) -> Iterator[tuple[int, int, float]]:
+        """(to, from, weight) of what is listed, less what comes there by the state's back-off."""
+        for *before, unit in self.logs:
+            state = tuple(before)
+            if state in self.index and unit not in (BEGIN, END, UNKNOWN):
+                yield self.after(state, unit), self.index[state], self.weight(state, unit)
+                for history, backed_off in islice(self.shorter(state), 1):
+                    yield self.after(history, unit), self.index[state], -backed_off * self.weight(history, unit)
+
+
 def read_graph(path: str | os.PathLike[str], units: Sequence[str], *, weight: float, bonus: float) -> Graph:
     """The graph of an ARPA file.
 
@@ -68,72 +122,28 @@ def read_graph(path: str | os.PathLike[str], units: Sequence[str], *, weight: fl
     Raises:
         UserError: the file cannot be read, is broken, or is of other units.
     """
-    logs, back_offs = read_arpa(path)
-    missing = {gram[0] for gram in logs if len(gram) == 1} - {*units, BEGIN, END, UNKNOWN}
-    if missing:
-        raise UserError(
-            f"{path} is no language model of the recogniser's units, which lack {min(missing)!r}: build it with "
-            "`speechssl lm checkpoint=` of that recogniser"
-        )
-    unknown = logs.get((UNKNOWN,), -99.0)
-    logs |= {(unit,): unknown for unit in units if (unit,) not in logs}
-    states = [(BEGIN,), (), *((unit,) for unit in units)]
-    states += [gram for gram in back_offs if len(gram) > 1 and gram[-1] != END]
-    index = {state: i for i, state in enumerate(states)}
-
-    def power(log10: float) -> float:
-        return math.exp(weight * math.log(10) * log10)
-
-    def chain(history: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], float]]:
-        """Each shorter history, and the weight that backs off to it."""
-        backed_off = 1.0
-        while history:
-            backed_off *= power(back_offs.get(history, 0.0))
-            history = history[1:]
-            if history in index:
-                yield history, backed_off
-
-    def of(history: tuple[str, ...], unit: str) -> float:
-        """The weight of a unit."""
-        for shorter, backed_off in ((history, 1.0), *chain(history)):
-            if (*shorter, unit) in logs:
-                return backed_off * power(logs[(*shorter, unit)])
-        return 0.0
-
-    def state_after(history: tuple[str, ...], unit: str) -> int:
-        found = (*history, unit)
-        while found not in index:
-            found = found[1:]
-        return index[found]
-
-    gain = math.exp(bonus)
-    shorter = [(index[short], index[state], value) for state in states for short, value in chain(state)]
-    again = [
-        (state_after(state, state[-1]), index[state], gain * of(state, state[-1]))
-        for state in states
-        if state and state[-1] != BEGIN
-    ]
-    arcs = []
-    for *start, unit in logs:
-        state = tuple(start)
-        if state in index and unit not in (BEGIN, END, UNKNOWN):
-            arcs.append((state_after(state, unit), index[state], gain * of(state, unit)))
-            for short, value in list(chain(state))[:1]:
-                arcs.append((state_after(short, unit), index[state], -gain * value * of(short, unit)))
+    ngram, gain = _BackOff(path, units, weight), math.exp(bonus)
+    states, index = ngram.states, ngram.index
+    written = [state for state in states if state and state[-1] != BEGIN]
+    shorter = [(index[short], index[state], x) for state in states for short, x in ngram.shorter(state)]
+    arcs = [(end, start, gain * x) for end, start, x in ngram.arcs()]
+    again = [(ngram.after(s, s[-1]), index[s], gain * ngram.weight(s, s[-1])) for s in written]
     number = {unit: i for i, unit in enumerate(units)}
-    last = [number.get(state[-1], 0) if state else 0 for state in states]
-    members = [(last[i], i, 1.0) for i, state in enumerate(states) if state and state[-1] in number]
-    size = len(states)
+    members = [(number[state[-1]], index[state], 1.0) for state in written]
+    last = torch.zeros(len(states), dtype=torch.int64)
+    for unit, state, _ in members:
+        last[state] = unit
+    square = len(states), len(states)
     return Graph(
-        last=torch.tensor(last),
-        shorter=_sparse(shorter, size, size),
-        arcs=_sparse(arcs, size, size),
-        again=_sparse(again, size, size),
-        longer=_sparse([(j, i, x) for i, j, x in shorter], size, size),
-        back=_sparse([(j, i, x) for i, j, x in arcs], size, size),
-        back_again=_sparse([(j, i, x) for i, j, x in again], size, size),
-        members=_sparse(members, len(units), size),
-        final=torch.tensor([of(state, END) for state in states]),
+        last=last,
+        shorter=_sparse(shorter, *square),
+        arcs=_sparse(arcs, *square),
+        again=_sparse(again, *square),
+        longer=_sparse([(j, i, x) for i, j, x in shorter], *square),
+        back=_sparse([(j, i, x) for i, j, x in arcs], *square),
+        back_again=_sparse([(j, i, x) for i, j, x in again], *square),
+        members=_sparse(members, len(units), len(states)),
+        final=torch.tensor([ngram.weight(state, END) for state in states]),
     )
 
 
