@@ -332,6 +332,7 @@ def test_mboshi(tmp_path, sentences):
         "scratch",
         "student_1",
         "student_2",
+        "student_2",
     ]
     assert "Decoding with an n-gram" in done.stdout
     assert {metrics["num_utterances"] for metrics in found.values()} == {4}
