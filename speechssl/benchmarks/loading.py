@@ -231,7 +231,7 @@ def _loader_share(clips: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
         if side is None:
             side = Ours({**settings, "what": "pretrain"}, batch, Parts(device), device)
         side.batch = batch.to(device)
-        side.step(number)
+        side.step(number + 1)
         if device.type == "cuda":
             torch.cuda.synchronize()
     elapsed = time.perf_counter() - started

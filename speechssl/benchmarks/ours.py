@@ -96,7 +96,7 @@ class Ours:
             self.parts.wrap(self.objective, "draw", DRAWS)
 
     def _train(self, number: int) -> None:
-        """Forward, backward and AdamW; `number` decides the masks and all else that is random."""
+        """Forward, backward and AdamW; `number`, from 1, decides the masks and all else that is random."""
         self.objective.begin_step(number, MAX_STEPS)
         seeds = [derive_seed(self.settings["trainer"]["seed"], number, clip) for clip in self.batch.seeds]
         with self.parts.part(self.rest), autocast(self.settings, self.batch.waveforms.device):
