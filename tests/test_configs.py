@@ -55,7 +55,10 @@ def test_every_command_has_a_config_and_every_config_a_command():
 
 def test_every_group_belongs_to_a_command():
     used = {group for _, group, _ in CHOICES}
-    assert {str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")} <= used
+    parts = set(CONFIGS.glob("*/parts/*.yaml"))  # what several options of a group have in common
+    assert {str(path.parent.relative_to(CONFIGS)) for path in set(CONFIGS.glob("*/**/*.yaml")) - parts} <= used
+    for part in parts:
+        assert sum(f"parts/{part.stem}@" in path.read_text() for path in part.parent.parent.glob("*.yaml")) > 1
 
 
 @pytest.mark.parametrize("verb", VERBS)
