@@ -180,13 +180,6 @@ def ctc_options() -> dict:
     return {**CTC_OPTIONS, "vocabulary": [BLANK, "a", "b"], "dropout": 0.0, "mask_start_probability": 0.0}
 
 
-@pytest.fixture(scope="session")
-def distil_options() -> dict:
-    """What task=distil adds to CTC's options: no teacher and no n-gram."""
-    weights = {"distil_weight": 2.0, "lm_weight": 1.0, "prior_weight": 0.5, "unit_bonus": 1.0}
-    return {"teacher": None, "lm": None, **weights}
-
-
 @pytest.fixture
 def ctc_run(write_run) -> Path:
     """A run folder of task=ctc with random weights."""

@@ -52,10 +52,10 @@ class DistilledObjective(PartlyLabelledObjective):
         *,
         teacher: str | Sequence[str] | None,
         distil_weight: float,
-        lm: str | None,
-        lm_weight: float,
-        prior_weight: float,
-        unit_bonus: float,
+        lm: str | None = None,
+        lm_weight: float = 1.0,
+        prior_weight: float = 0.5,
+        unit_bonus: float = 1.0,
         **ctc: Any,
     ):
         super().__init__(encoder, **ctc)

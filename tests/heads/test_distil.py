@@ -28,13 +28,13 @@ def recogniser(config, seed, options):
 
 
 @pytest.fixture
-def parts(small_config, ctc_options, distil_options, monkeypatch):
+def parts(small_config, ctc_options, monkeypatch):
     """A student, and its two teachers as the checkpoints "one" and "two"."""
     config = small_config()
     teachers = {"one": recogniser(config, 1, ctc_options), "two": recogniser(config, 2, ctc_options)}
     monkeypatch.setattr(inference, "load_model", lambda source, device: teachers[source])
     student = recogniser(config, 0, ctc_options)
-    objective = DistilledObjective(config, **distil_options | {"teacher": ["one", "two"]}, **ctc_options)
+    objective = DistilledObjective(config, teacher=["one", "two"], distil_weight=2.0, **ctc_options)
     objective.load_state_dict(student.objective.state_dict())
     objective.open_teachers(sample_rate=16_000, normalize=False)
     return student, objective, teachers
@@ -112,8 +112,8 @@ def test_validation_is_of_ctc_alone(parts, batch):
         ({"teacher": "one", "vocabulary": [BLANK, "a", "c"]}, "other symbols"),
     ],
 )
-def test_teachers_that_do_not_fit(parts, small_config, ctc_options, distil_options, given, sentence):
-    objective = DistilledObjective(small_config(), **distil_options | ctc_options | given)
+def test_teachers_that_do_not_fit(parts, small_config, ctc_options, given, sentence):
+    objective = DistilledObjective(small_config(), **{"distil_weight": 1.0, **ctc_options, **given})
     with pytest.raises(UserError, match=sentence):
         objective.open_teachers(sample_rate=16_000, normalize=False)
 

@@ -40,14 +40,14 @@ def logits(checkpoint, batch):
     return objective.logits(encoder(batch.waveforms, batch.lengths))
 
 
-def test_lora_is_merged_and_a_second_loss_left_out(checkpoint, make_batch, wav2vec2_options, distil_options):
+def test_lora_is_merged_and_a_second_loss_left_out(checkpoint, make_batch, wav2vec2_options):
     batch = make_batch([9_000, 5_000])
     ssl = {"ssl": {"name": "wav2vec2", **wav2vec2_options()}, "ssl_weight": 0.1}
     for found in (
         checkpoint(CTCObjective, "ctc", lora_rank=3),
         checkpoint(SemiSupervisedObjective, "semi", **ssl),
         checkpoint(SemiSupervisedObjective, "semi", lora_rank=2, **ssl),
-        checkpoint(DistilledObjective, "distil", **distil_options | {"teacher": "gone", "lm": "gone"}),
+        checkpoint(DistilledObjective, "distil", teacher="gone", distil_weight=1.0, lm="gone"),
     ):
         plain = simplify(found)
         assert plain.config["objective"]["name"] == "ctc"
