@@ -16,10 +16,11 @@ option pretrain-steps "" "steps of pretraining (default: the model's own)"
 option finetune-steps "" "steps of each fine-tuning (default: 1500 for 10min, 3000 for 60min, 6000 for all)"
 option lrs "5e-4 1e-3" "learning rates that each side tries with the first seed, in quotes"
 option seeds "0 1 2" "seeds of the fine-tuning, in quotes"
-option rounds 2 "rounds of students, 3 at most"
+option rounds 2 "rounds of students, from 0 to 3"
 starts="pretrained scratch logmel"
 parse_options "$@"
 [[ -n "$data" ]] || fail "--data DIR is needed: the folder with train/ and dev/ of the Mboshi corpus"
+[[ "$rounds" == [0-3] ]] || fail "--rounds $rounds: the table has room for 0 to 3 rounds of students"
 set_up ""
 pretraining=(objective="$objective" feature_encoder="$front")
 untrained=(feature_encoder="$front")
@@ -42,6 +43,11 @@ manifest() {
     [[ "$1" == all ]] && echo train || echo "train_$1"
 }
 
+# has_students AMOUNT: where all is transcribed there is nothing to learn from besides.
+has_students() {
+    [[ "$1" != all && "$rounds" != 0 ]]
+}
+
 if at_stage 1 "Manifests of $data"; then
     prepare corpus=mboshi corpus.root="$data"
 fi
@@ -55,13 +61,17 @@ if at_stage 3 "Fine-tune on transcripts: $amounts"; then
 fi
 if at_stage 4 "Students of the pretrained recognisers, on audio without transcripts and an n-gram"; then
     for amount in $amounts; do
-        [[ "$amount" == all ]] || finetune_steps="$(steps "$amount")" students "$amount" "$(manifest "$amount")"
+        if has_students "$amount"; then
+            finetune_steps="$(steps "$amount")" students "$amount" "$(manifest "$amount")"
+        fi
     done
 fi
 if at_stage 5 "Decode with an n-gram of the text of the train split"; then
     for amount in $amounts; do
         ngram "$amount" pretrained
-        [[ "$amount" == all || "$rounds" == 0 ]] || ngram "$amount" "student_$rounds"
+        if has_students "$amount"; then
+            ngram "$amount" "student_$rounds"
+        fi
     done
 fi
 if at_stage 6 "The table, and the label curve"; then

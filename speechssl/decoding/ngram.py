@@ -179,8 +179,6 @@ def arpa_words(path: str | os.PathLike[str]) -> list[str]:
         UserError: the file cannot be read, or is not ARPA.
     """
     words = [gram[0] for gram, _, _ in takewhile(lambda entry: len(entry[0]) == 1, _entries(path))]
-    if not words:
-        raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
     return [word for word in words if word.lower() not in RESERVED]
 
 
@@ -197,8 +195,6 @@ def read_arpa(
         logs[gram] = probability
         if back_off is not None:
             back_offs[gram] = back_off
-    if not logs:
-        raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
     return logs, back_offs
 
 
@@ -209,17 +205,23 @@ def _entries(path: str | os.PathLike[str]) -> Iterator[tuple[tuple[str, ...], fl
             lines = (line.strip() for line in file)
             if next((line for line in lines if line), "") != "\\data\\":
                 raise UserError(f"{path} is no language model in ARPA format: it does not begin with \\data\\")
-            length = 0
+            length, has_words = 0, False
             for line in lines:
                 if line.startswith("\\"):
-                    length = int(line[1:].partition("-")[0]) if line.endswith("-grams:") else 0
+                    number = line[1:].removesuffix("-grams:")
+                    length = int(number) if number.isdecimal() else 0
+                    if length > 1 and not has_words:
+                        break
                 elif line and length:
                     columns = line.split()
                     numbers = columns[:1] + columns[1 + length :]
                     if len(numbers) > 2 or len(columns) <= length or not all(map(_is_number, numbers)):
                         raise UserError(f"{path} is a broken ARPA file: a line of its {length}-grams is {line[:60]!r}")
+                    has_words = True
                     back_off = float(numbers[1]) if len(numbers) == 2 else None
                     yield tuple(columns[1 : 1 + length]), float(numbers[0]), back_off
+            if not has_words:
+                raise UserError(f"{path} is a broken ARPA file: it has no 1-grams; build it again with `speechssl lm`")
     except OSError as error:
         raise UserError(f"{path}: this language model cannot be read ({error.strerror}); correct the path") from None
     except UnicodeDecodeError:

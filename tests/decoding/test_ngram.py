@@ -106,6 +106,7 @@ def test_longer_histories_explain_a_text_better(back_off):
         (b"\xff\xfe\x00", "not text in UTF-8"),
         (b"\\data\\\nngram 1=1\n\n\\1-grams:\nabc\n\\end\\\n", "a line of its 1-grams is 'abc'"),
         (b"\\data\\\nngram 1=1\n", "has no 1-grams"),
+        (b"\\data\\\n\n\\some-grams:\n-1 a\n\\2-grams:\n-1 a b\n", "has no 1-grams"),
         (None, "cannot be read"),
     ],
 )

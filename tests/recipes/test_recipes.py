@@ -100,6 +100,7 @@ def test_help_and_documents_name_the_same_options(name):
         (["--data"], "--data needs a value"),
         ([], "--data DIR is needed"),
         (["--data", "x", "--stage", "two"], "whole numbers"),
+        (["--data", "x", "--rounds", "4"], "0 to 3 rounds"),
         (["--data", "x", "tiny"], "'tiny' is neither"),
     ],
 )
