@@ -95,13 +95,17 @@ def search(decoder: BeamDecoder, logits: list[torch.Tensor], references: list[st
         return min(tried, key=lambda weights: (tried[weights], *map(abs, weights)))
 
     values = {
-        "lm_weight": (LM_WEIGHTS, 0.25) if decoder.lm else None,
-        "word_score": (WORD_SCORES, 0.25) if decoder.has_lexicon else None,
+        "lm_weight": (LM_WEIGHTS, 0.25),
+        "word_score": (WORD_SCORES, 0.25),
         "prior_weight": (PRIOR_WEIGHTS, 0.1),
     }
+    if not decoder.lm:
+        del values["lm_weight"]
+    if not decoder.has_lexicon:
+        del values["word_score"]
     cost(Weights(decoder.options["lm_weight"] if decoder.lm else 1.0, decoder.options["word_score"], 0.0))
     for finely in (False, True):
-        for name, (coarse, step) in ((name, value) for name, value in values.items() if value):
+        for name, (coarse, step) in values.items():
             now = getattr(best(), name)
             for value in (now - step, now + step) if finely else coarse:
                 cost(best()._replace(**{name: value if name == "word_score" else max(value, 0.0)}))
