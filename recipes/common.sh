@@ -9,7 +9,7 @@
 #   speaker/                                run folder of the speaker head, or of each START
 #   probe/NAME/                             what `speechssl probe` wrote
 #   RUN_FOLDER/test/                        what `speechssl evaluate` wrote
-#   RUN_FOLDER/ngram/                       weights of an n-gram, and what `speechssl evaluate` wrote with it
+#   RUN_FOLDER/DECODER/                     weights of an n-gram, and what `speechssl evaluate` wrote with it
 #   .done in each of them                   its command has succeeded and is not run again
 #   settings, seconds.tsv, table.txt        options given, seconds of each stage, the closing table
 
@@ -254,16 +254,23 @@ finetune() {
         ${overrides[@]+"${overrides[@]}"}
 }
 
-# ngram NAME START: tests the first seed's model again, with an n-gram of its units from the text of the train split.
+# ngram NAME START: tests the first seed's model again, with n-grams of its units from the text of the train split: by beam
+# search for words, and by posterior decoding for characters.
 ngram() {
-    local run lm
+    decode "$1" "$2" beam wer 6
+    decode "$1" "$2" posterior cer 5
+}
+
+# decode NAME START DECODER ERROR ORDER: its weights on valid, by that error, and a test with them.
+decode() {
+    local run lm with
     run="$out/ctc/$1/$2/lr_$(best_rate "$1" "$2")/seed_${seeds%% *}"
-    lm="$(units_lm "$1" 6)"
-    once "$run/ngram/weights" speechssl tune checkpoint="$run" data.valid="$out/data/valid.jsonl" decoder.lm="$lm" \
-        out="$run/ngram/weights/weights.json"
-    once "$run/ngram/test" speechssl evaluate checkpoint="$run" data.test="$out/data/test.jsonl" out="$run/ngram/test" \
-        decoder=beam decoder.lm="$lm" decoder.weights="$run/ngram/weights/weights.json" \
-        against="$run/test/hypotheses.jsonl"
+    lm="$(units_lm "$1" "$5")"
+    with=(checkpoint="$run" decoder="$3" decoder.lm="$lm")
+    once "$run/$3/weights" speechssl tune "${with[@]}" by="$4" data.valid="$out/data/valid.jsonl" \
+        out="$run/$3/weights/weights.json"
+    once "$run/$3/test" speechssl evaluate "${with[@]}" decoder.weights="$run/$3/weights/weights.json" \
+        data.test="$out/data/test.jsonl" out="$run/$3/test" against="$run/test/hypotheses.jsonl"
 }
 
 # best_rate NAME START: the rate with the lowest CER on valid.

@@ -131,12 +131,13 @@ def cer_with_interval(metrics: dict[str, Any]) -> str:
 
 def with_ngram(folder: Path) -> str:
     """What decoding with an n-gram gave, beside greedy decoding of the same network."""
-    lines = [["", "WER greedy", "WER n-gram", "CER greedy", "CER n-gram"]]
-    for path in sorted(folder.glob("*/*/lr_*/seed_*/ngram/test/metrics.json")):
-        run = path.parents[2]
-        greedy, decoded = (json.loads(one.read_text("utf-8")) for one in (run / "test" / "metrics.json", path))
-        cells = [percent(one[name]) for name in ("wer", "cer") for one in (greedy, decoded)]
-        lines.append(["/".join(run.relative_to(folder).parts), *cells])
+    lines = [["", "decoder", "WER greedy", "WER n-gram", "CER greedy", "CER n-gram"]]
+    for decoder in ("beam", "posterior"):
+        for path in sorted(folder.glob(f"*/*/lr_*/seed_*/{decoder}/test/metrics.json")):
+            run = path.parents[2]
+            greedy, decoded = (json.loads(one.read_text("utf-8")) for one in (run / "test" / "metrics.json", path))
+            cells = [percent(one[name]) for name in ("wer", "cer") for one in (greedy, decoded)]
+            lines.append(["/".join(run.relative_to(folder).parts), decoder, *cells])
     return "\n".join(["Decoding with an n-gram", *columns(lines)]) if lines[1:] else ""
 
 

@@ -3,7 +3,7 @@
 #
 # Pretrains on the audio of the train split, fine-tunes on ten minutes of its transcripts (or more) from the pretrained
 # encoder, from scratch, and on log-mel, has students learn from the first of these on the audio without transcripts and
-# the text without audio, decodes with an n-gram, and tests on the corpus's dev split.
+# the text without audio, decodes with n-grams, and tests on the corpus's dev split.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
@@ -66,9 +66,11 @@ if at_stage 4 "Students of the pretrained recognisers, on audio without transcri
         fi
     done
 fi
-if at_stage 5 "Decode with an n-gram of the text of the train split"; then
+if at_stage 5 "Decode with n-grams of the text of the train split"; then
     for amount in $amounts; do
-        ngram "$amount" pretrained
+        for start in $starts; do
+            ngram "$amount" "$start"
+        done
         if has_students "$amount"; then
             ngram "$amount" "student_$rounds"
         fi

@@ -21,7 +21,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from speechssl.data.text import Vocabulary, normalize
-from speechssl.decoding.beam import token_names_of
+from speechssl.decoding.common import token_names
 from speechssl.decoding.ngram import estimate
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
@@ -84,4 +84,4 @@ def _tokens(text: str, vocabulary: Vocabulary | None) -> list[str]:
     """Words, or the vocabulary's units; nothing where it lacks one."""
     if vocabulary is None:
         return text.split()
-    return [] if vocabulary.outside(text) else token_names_of(vocabulary.split(text))
+    return [] if vocabulary.outside(text) else token_names(vocabulary.split(text))

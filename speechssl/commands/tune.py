@@ -1,12 +1,14 @@
-"""Find the weights of beam search that give the fewest errors on a validation set.
+"""Find the weights of a decoder that give the fewest errors on a validation set.
 
 Examples:
   speechssl tune checkpoint=runs/ctc data.valid=data/valid.jsonl decoder.lm=words.arpa out=weights.json
+  speechssl tune checkpoint=runs/ctc data.valid=data/valid.jsonl decoder=posterior decoder.lm=units.arpa by=cer \\
+      out=weights.json
 
-Every clip goes through the model once; then lm_weight, word_score (with a lexicon) and prior_weight are searched one
-after the other, first coarsely, then more finely. prior_weight is the power of the symbols' mean probabilities on this
-data, `prior`, by which those of each frame are divided. Writes out=, which decoder.weights= takes, and prints it. Use
-data that is neither trained nor tested on.
+Every clip goes through the model once; then the weights are searched one after the other, first coarsely, then more
+finely: lm_weight and, of decoder=beam with a lexicon, word_score, of decoder=posterior unit_bonus; last prior_weight,
+the power of the symbols' mean probabilities on this data, `prior`, by which those of each frame are divided. Writes
+out=, which decoder.weights= takes, and prints it. Use data that is neither trained nor tested on.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -22,6 +24,7 @@ from omegaconf import DictConfig
 from speechssl.config import build, plain
 from speechssl.data.text import normalize
 from speechssl.decoding.beam import BeamDecoder
+from speechssl.decoding.posterior import PosteriorDecoder
 from speechssl.errors import UserError
 from speechssl.evaluation.testset import run_over
 from speechssl.evaluation.wer import count_edits
@@ -30,18 +33,6 @@ from speechssl.manifest import Manifest
 from speechssl.recognizer import Recognizer
 
 log = logging.getLogger("speechssl")
-
-LM_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-WORD_SCORES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
-PRIOR_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8)
-
-
-class Weights(NamedTuple):
-    """What is searched, as `BeamDecoder.set_weights` takes it."""
-
-    lm_weight: float
-    word_score: float
-    prior_weight: float
 
 
 def run(config: DictConfig) -> None:
@@ -54,9 +45,10 @@ def run(config: DictConfig) -> None:
     recognizer = Recognizer(model, window_s=None)
     head = recognizer.model.objective
     decoder = build(config.decoder, vocabulary=head.vocabulary)
-    if not isinstance(decoder, BeamDecoder) or (decoder.lm is None and not decoder.has_lexicon):
+    if not decoder.ranges():
         raise UserError(
-            "tune searches weights of beam search: give decoder.lm or decoder.lexicon, with flashlight-text"
+            "tune searches the weights of beam search (give decoder.lm or decoder.lexicon, with flashlight-text) or of "
+            "decoder=posterior (give decoder.lm)"
         )
     options = plain(config.data)
     del options["valid"]
@@ -77,36 +69,31 @@ def run(config: DictConfig) -> None:
     print(json.dumps(found))
 
 
-def search(decoder: BeamDecoder, logits: list[torch.Tensor], references: list[str], *, by: str) -> dict[str, Any]:
+def search(
+    decoder: BeamDecoder | PosteriorDecoder, logits: list[torch.Tensor], references: list[str], *, by: str
+) -> dict[str, Any]:
     """The weights that do best, with the `wer` or `cer` that they give, and the prior; of equals the smaller."""
-    tried: dict[Weights, float] = {}
+    tried: dict[tuple[tuple[str, float], ...], float] = {}
     prior = torch.cat(logits).float().softmax(-1).mean(0).clamp(min=1e-8).tolist()
 
-    def cost(weights: Weights) -> None:
-        weights = Weights(*(round(value, 3) for value in weights))
-        if weights not in tried:
-            decoder.set_weights(**weights._asdict(), prior=prior)
+    def cost(weights: dict[str, float]) -> None:
+        key = tuple((name, round(value, 3)) for name, value in weights.items())
+        if key not in tried:
+            decoder.set_weights(**dict(key), prior=prior)
             texts = [decoder(clip).text for clip in logits]
-            tried[weights] = count_edits(references, texts, characters=by == "cer").rate or 0.0
-            shown = ", ".join(f"{name} {value:g}" for name, value in weights._asdict().items())
-            log.info("%s: %s %.2f %%", shown, by.upper(), 100 * tried[weights])
+            tried[key] = count_edits(references, texts, characters=by == "cer").rate or 0.0
+            shown = ", ".join(f"{name} {value:g}" for name, value in key)
+            log.info("%s: %s %.2f %%", shown, by.upper(), 100 * tried[key])
 
-    def best() -> Weights:
-        return min(tried, key=lambda weights: (tried[weights], *map(abs, weights)))
+    def best() -> dict[str, float]:
+        return dict(min(tried, key=lambda key: (tried[key], *(abs(value) for _, value in key))))
 
-    values = {
-        "lm_weight": (LM_WEIGHTS, 0.25),
-        "word_score": (WORD_SCORES, 0.25),
-        "prior_weight": (PRIOR_WEIGHTS, 0.1),
-    }
-    if not decoder.lm:
-        del values["lm_weight"]
-    if not decoder.has_lexicon:
-        del values["word_score"]
-    cost(Weights(decoder.options["lm_weight"] if decoder.lm else 1.0, decoder.options["word_score"], 0.0))
+    cost(decoder.weights | {"prior_weight": 0.0})
     for finely in (False, True):
-        for name, (coarse, step) in values.items():
-            now = getattr(best(), name)
+        for name, (coarse, step) in decoder.ranges().items():
+            now = best()[name]
             for value in (now - step, now + step) if finely else coarse:
-                cost(best()._replace(**{name: value if name == "word_score" else max(value, 0.0)}))
-    return {**best()._asdict(), by: tried[best()], "prior": prior}
+                cost(best() | {name: value if name == "word_score" else max(value, 0.0)})
+    found = best()
+    decoder.set_weights(**found, prior=prior)
+    return {**found, by: min(tried.values()), "prior": prior}

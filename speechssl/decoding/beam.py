@@ -10,7 +10,6 @@ common its symbols are, and the language model says it again (Kanda et al. 2016)
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -19,13 +18,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.data.bpe import SPACE
 from speechssl.data.text import BLANK, BLANK_INDEX, Vocabulary, describe, normalize
 from speechssl.decoding.alignment import align
+from speechssl.decoding.common import discount, read_weights, token_names
 from speechssl.decoding.greedy import GreedyDecoder
 from speechssl.decoding.ngram import UNKNOWN, arpa_words
 from speechssl.decoding.transcript import Alternative, Transcript
@@ -45,7 +44,7 @@ def build_decoder(vocabulary: Vocabulary, **options: Any) -> BeamDecoder | Greed
     except ImportError:
         log.warning(
             "decoder=beam needs flashlight-text, which is not installed, so decoding is greedy: pip install "
-            "flashlight-text (it has wheels for Python 3.10 to 3.12)"
+            "flashlight-text (it has wheels for Python 3.10 to 3.12), or give decoder=posterior, which needs none"
         )
         return GreedyDecoder(vocabulary)
     return BeamDecoder(vocabulary, **options)
@@ -88,7 +87,7 @@ class BeamDecoder:
         weights: str | None = None,
     ):
         self.vocabulary, self.lm = vocabulary, lm
-        self.tokens = token_names(vocabulary)
+        self.tokens = token_names(vocabulary.symbols)
         self.has_space = SPACE in self.tokens
         if not self.has_space:
             self.tokens.append(SPACE)  # the search needs one; it is never likely
@@ -98,7 +97,7 @@ class BeamDecoder:
         self.options = {"beam_size": beam_size, "beam_threshold": beam_threshold, "nbest": nbest, "log_add": True}
         self.hotword_score = hotword_score
         chosen = {"lm_weight": lm_weight, "word_score": word_score}
-        self.set_weights(**(chosen if weights is None else _read_weights(weights, symbols=len(vocabulary.symbols))))
+        self.set_weights(**(chosen if weights is None else read_weights(weights, tuple(chosen), len(vocabulary))))
 
     @property
     def has_lexicon(self) -> bool:
@@ -111,7 +110,8 @@ class BeamDecoder:
         """Search with other weights from now on; `prior` has the mean probability of each symbol."""
         from torchaudio.models.decoder import ctc_decoder
 
-        self.discount = prior_weight * torch.tensor(prior).log() if prior_weight else torch.zeros(())
+        self.weights = {"lm_weight": lm_weight, "word_score": word_score, "prior_weight": prior_weight}
+        self.discount = discount(prior_weight, prior)
         self.options |= {"lm_weight": lm_weight if self.lm else 1.0, "word_score": word_score}
         weighed = {"lm_weight": 1.0} if self.hotwords else {}  # HotwordLM weighs by itself
         with tempfile.TemporaryDirectory(prefix="speechssl") as folder:
@@ -131,6 +131,17 @@ class BeamDecoder:
                     unk_word=UNKNOWN,
                     **self.options | weighed,
                 )
+
+    def ranges(self) -> dict[str, tuple[Sequence[float], float]]:
+        """What `speechssl tune` tries: coarse values, and a step to try beside the best; nothing where none counts."""
+        found = {}
+        if self.lm:
+            found["lm_weight"] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), 0.25
+        if self.has_lexicon:
+            found["word_score"] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), 0.25
+        if found:
+            found["prior_weight"] = (0.0, 0.2, 0.4, 0.6, 0.8), 0.1
+        return found
 
     def __call__(self, logits: Tensor) -> Transcript:
         """Decode one clip: logits [T, V]."""
@@ -245,7 +256,7 @@ class BeamDecoder:
         raise UserError(f"the hotword {phrase!r} cannot be spelled with the checkpoint's symbols; drop it")
 
     def _tokens_of(self, text: str) -> list[str]:
-        return token_names_of(self.vocabulary.split(text))
+        return token_names(self.vocabulary.split(text))
 
     def _can_write(self, tokens: list[str]) -> bool:
         return bool(tokens) and set(tokens) <= set(self.tokens)
@@ -300,35 +311,9 @@ class BeamDecoder:
         return HotwordLM(lm, phrases, weight=weight, bonus=self.hotword_score, boundary=boundary)
 
 
-def token_names(vocabulary: Vocabulary) -> list[str]:
-    """The symbols as a language model writes them: the space, which ARPA cannot hold, as SPACE."""
-    return token_names_of(vocabulary.symbols)
-
-
-def token_names_of(symbols: Sequence[str]) -> list[str]:
-    """As `token_names`."""
-    return [SPACE if symbol == " " else symbol for symbol in symbols]
-
-
 def _are_units(words: Sequence[str]) -> bool:
     """Whether the words of a language model are units: characters with the space, or pieces that begin with it."""
     return any(word.startswith(SPACE) for word in words)
-
-
-def _read_weights(path: str, *, symbols: int) -> dict[str, Any]:
-    """What `speechssl tune` found, for a model of so many symbols."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        weights = {name: float(found[name]) for name in ("lm_weight", "word_score")}
-        weights["prior_weight"] = float(found.get("prior_weight", 0.0))
-        weights["prior"] = [float(share) for share in found.get("prior", ())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no weights can be read from it ({error!r}); make it with `speechssl tune`") from None
-    if weights["prior_weight"] and (len(weights["prior"]) != symbols or min(weights["prior"]) <= 0):
-        raise UserError(
-            f"{path}: it is of a model with other symbols; make it with `speechssl tune` of this checkpoint"
-        )
-    return weights
 
 
 def _read_lexicon(path: str) -> list[tuple[str, str | None]]:

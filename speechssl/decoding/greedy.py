@@ -6,6 +6,7 @@ the audio each character was heard.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,10 @@ class GreedyDecoder:
 
     has_lexicon: ClassVar[bool] = False  # as BeamDecoder's
     vocabulary: Vocabulary
+
+    def ranges(self) -> dict[str, tuple[Sequence[float], float]]:
+        """There is nothing for `speechssl tune` to try."""
+        return {}
 
     def __call__(self, logits: Tensor) -> Transcript:
         """Decode one clip: logits [T, V]."""

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechssl.decoding.beam import token_names_of
-from speechssl.decoding.posteriors import Graph, posteriors, read_graph
+from speechssl.decoding.common import token_names
+from speechssl.decoding.posterior import Graph, posteriors, read_graph
 from speechssl.errors import UserError
 from speechssl.heads.semi import PartlyLabelledObjective
 from speechssl.models.encoder import Encoder, EncoderConfig
@@ -96,7 +96,7 @@ class DistilledObjective(PartlyLabelledObjective):
                 )
             self.teachers.append(model)
         if self.lm is not None:
-            units = token_names_of(self.vocabulary.symbols[1:])
+            units = token_names(self.vocabulary.symbols[1:])
             self.graph = read_graph(self.lm, units, weight=self.lm_weight, bonus=self.unit_bonus)
 
     def unlabelled_counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:

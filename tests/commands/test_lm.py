@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from speechssl import manifest
+from speechssl.commands.tune import search
 from speechssl.data.text import BLANK, Vocabulary
-from speechssl.decoding.ngram import arpa_words
+from speechssl.decoding.beam import BeamDecoder
+from speechssl.decoding.ngram import arpa_words, estimate
+from speechssl.decoding.posterior import PosteriorDecoder
 
 
 def test_words_of_a_text(speechssl, tmp_path):
@@ -83,32 +86,31 @@ def test_the_recogniser_of_two_heads(speechssl, joint_run, write_corpus, tmp_pat
     assert result.code == 0 and "lm_weight 0," in result.err, result.err
 
 
-def test_the_search_finds_a_weight_that_mends_an_error(tmp_path):
-    """The model hears "aa" a little better than the "ab" that is said; the language model knows "ab" alone."""
-    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
-    from speechssl.commands.tune import search
-    from speechssl.decoding.beam import BeamDecoder
-    from speechssl.decoding.ngram import estimate
-
-    estimate([["ab"]] * 9 + [["aa"]], order=2).write(tmp_path / "lm.arpa")
-    decoder = BeamDecoder(Vocabulary((BLANK, " ", "a", "b")), lm=str(tmp_path / "lm.arpa"), lm_weight=0.0)
+@pytest.mark.parametrize("kind", ["beam", "posterior"])
+def test_the_search_finds_a_weight_that_mends_an_error(tmp_path, kind):
+    """The model hears "aa" a little better than the "ab" that is said; the language model knows "ab" best."""
+    if kind == "beam":
+        pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    sentences = [["ab"]] * 9 + [["aa"]] if kind == "beam" else [["a", "b"]] * 9 + [["a", "a"]]
+    estimate(sentences, order=2).write(tmp_path / "lm.arpa")
+    make = BeamDecoder if kind == "beam" else PosteriorDecoder
+    decoder = make(Vocabulary((BLANK, " ", "a", "b")), lm=str(tmp_path / "lm.arpa"), lm_weight=0.0)
     scores = torch.full((3, 4), -20.0)
     scores[0, 2] = scores[1, 0] = 0.0
     scores[2, 2], scores[2, 3] = 0.0, -1.0
     assert decoder(scores).text == "aa"
     found = search(decoder, [scores], ["ab"], by="wer")
     assert found["wer"] == 0.0 and found["lm_weight"] > 0
-    decoder.set_weights(**{name: found[name] for name in ("lm_weight", "word_score", "prior_weight", "prior")})
+    del found["wer"]
+    decoder.set_weights(**found)
     assert decoder(scores).text == "ab"
 
 
-def test_the_search_finds_the_weight_of_a_prior():
-    """A network that has seen many an a hears one in a b, as often as it hears a b."""
+def test_the_search_finds_the_weight_of_a_prior(tmp_path):
+    """A network that has seen many an a hears one in a b, as often as it hears a b; the n-gram likes both alike."""
     pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
-    from speechssl.commands.tune import search
-    from speechssl.decoding.beam import BeamDecoder
-
-    decoder = BeamDecoder(Vocabulary((BLANK, " ", "a", "b")))
+    estimate([["a"], ["b"]], order=2).write(tmp_path / "lm.arpa")
+    decoder = BeamDecoder(Vocabulary((BLANK, " ", "a", "b")), lm=str(tmp_path / "lm.arpa"))
     sure, unsure = torch.tensor([[0.0, 0.0, 8.0, 0.0]]), torch.tensor([[0.0, 0.0, 2.2, 2.0]])
     clips, said = [sure, sure, sure, unsure], ["a", "a", "a", "b"]
     found = search(decoder, clips, said, by="cer")
@@ -116,20 +118,23 @@ def test_the_search_finds_the_weight_of_a_prior():
     assert found["prior"] == pytest.approx(torch.cat(clips).softmax(-1).mean(0).tolist())
 
 
-def test_tune_writes_what_evaluate_takes(speechssl, ctc_run, write_corpus, tmp_path):
-    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+@pytest.mark.parametrize("kind", ["beam", "posterior"])
+def test_tune_writes_what_evaluate_takes(speechssl, ctc_run, write_corpus, tmp_path, kind):
+    if kind == "beam":
+        pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
     valid = write_corpus("valid", seconds=(0.5, 0.6))
     lm = tmp_path / "lm.arpa"
-    assert speechssl("lm", f"text={valid}", f"out={lm}", "order=2").code == 0
-    given = (f"checkpoint={ctc_run}", f"decoder.lm={lm}")
+    of_units = [f"checkpoint={ctc_run}"] if kind == "posterior" else []
+    assert speechssl("lm", f"text={valid}", f"out={lm}", "order=2", *of_units).code == 0
+    given = (f"checkpoint={ctc_run}", f"decoder={kind}", f"decoder.lm={lm}")
     result = speechssl("tune", *given, f"data.valid={valid}", f"out={tmp_path / 'weights.json'}")
     assert result.code == 0
     assert json.loads(result.out) == json.loads((tmp_path / "weights.json").read_text())
     evaluated = speechssl(
-        "evaluate", *given, "decoder=beam", f"decoder.weights={tmp_path / 'weights.json'}", f"data.test={valid}",
+        "evaluate", *given, f"decoder.weights={tmp_path / 'weights.json'}", f"data.test={valid}",
         f"out={tmp_path / 'test'}",
     )  # fmt: skip
     assert evaluated.code == 0
     assert json.loads(evaluated.out)["wer"] == pytest.approx(json.loads(result.out)["wer"])
-    nothing = speechssl("tune", f"checkpoint={ctc_run}", f"data.valid={valid}", f"out={tmp_path / 'w.json'}")
+    nothing = speechssl("tune", *given[:2], f"data.valid={valid}", f"out={tmp_path / 'w.json'}")
     assert nothing.code == 2 and "give decoder.lm" in nothing.sentence

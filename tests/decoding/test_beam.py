@@ -120,8 +120,8 @@ def test_a_prior_divides_the_probabilities_of_each_frame(of_characters):
     ("content", "reason"),
     [
         ('{"lm_weight": 1, "word_score": 0, "prior_weight": 0.4, "prior": [0.5, 0.5]}', "a model with other symbols"),
-        ('{"lm_weight": 1, "word_score": 0, "prior": 3}', "no weights can be read"),
-        ("[]", "no weights can be read"),
+        ('{"lm_weight": 1, "word_score": 0, "prior": 3}', "no weights of this decoder can be read"),
+        ("[]", "no weights of this decoder can be read"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, content, reason):

@@ -10,7 +10,7 @@ import torch
 from speechssl import inference
 from speechssl.data.text import BLANK
 from speechssl.decoding.ngram import estimate
-from speechssl.decoding.posteriors import posteriors, read_graph
+from speechssl.decoding.posterior import posteriors, read_graph
 from speechssl.errors import UserError
 from speechssl.heads.ctc import CTCObjective
 from speechssl.heads.distil import DistilledObjective

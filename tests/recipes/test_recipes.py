@@ -196,7 +196,8 @@ def test_an_error_of_the_tool_stops_the_recipe_and_the_same_command_goes_on(tmp_
     sides = [("finetune", "none", "stack40"), tested, ("finetune", "none", "fbank40"), tested]
     student = ("finetune", f"{tmp_path}/out/pretrained", None)
     ngram, weights = ("lm", None, None), ("tune", None, None)
-    assert later == [*sides, ngram, *[student, tested] * 2, ngram, *[weights, tested] * 2]
+    decoded = [ngram, weights, tested, ngram, weights, tested, *[weights, tested] * 6]  # four networks, two decoders
+    assert later == [*sides, ngram, *[student, tested] * 2, *decoded]
 
 
 def test_the_label_curve_has_a_line_for_each_start(tmp_path, stand_in):

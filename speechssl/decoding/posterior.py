@@ -2,8 +2,9 @@
 
 CTC takes the symbols of frames as independent, so its probabilities know little of which follow each other. Here they
 are weighed with an n-gram over all alignments at once, and come back as probabilities of each frame: a search without a
-decision. (Baum-Welch over the graph of Graves et al. 2006, section 4.1, with the n-gram in it, as the denominator of
-Povey et al. 2016 has it; for unlabelled speech, Manohar et al. 2018.)
+decision, for students of a recogniser to learn from and for `PosteriorDecoder` to read. (Baum-Welch over the graph of
+Graves et al. 2006, section 4.1, with the n-gram in it, as the denominator of Povey et al. 2016 has it; for unlabelled
+speech, Manohar et al. 2018.)
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from speechssl.data.text import Vocabulary
+from speechssl.decoding.common import discount, read_weights, token_names
+from speechssl.decoding.greedy import greedy
 from speechssl.decoding.ngram import BEGIN, END, UNKNOWN, read_arpa
+from speechssl.decoding.transcript import Transcript
 from speechssl.errors import UserError
 
 Gram = tuple[str, ...]
@@ -153,7 +159,10 @@ def _sparse(entries: Sequence[tuple[int, int, float]], rows: int, columns: int) 
     places, values = torch.tensor([i, j]), torch.tensor(values, dtype=torch.float64)
     with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_coo_tensor(places, values, (rows, columns)).coalesce().float().to_sparse_csr()
+        found = torch.sparse_coo_tensor(places, values, (rows, columns)).coalesce().float().to_sparse_csr()
+        # Indices as MKL takes them, which else are copied for each product.
+        indices = found.crow_indices().int(), found.col_indices().int()
+        return torch.sparse_csr_tensor(*indices, found.values(), (rows, columns))
 
 
 def posteriors(graph: Graph, emissions: Sequence[Tensor]) -> list[Tensor]:
@@ -208,3 +217,66 @@ def _forward(graph: Graph, blanks: Tensor, units: Tensor) -> list[tuple[Tensor, 
         unit, blank = unit / scale, blank / scale
         found.append((unit, blank))
     return found
+
+
+class PosteriorDecoder:
+    """The likeliest symbol of each frame, given its clip and an n-gram (posterior decoding, Durbin et al. 1998, 3.2).
+
+    Beam search finds the likeliest text, right or wrong as a whole; this has the fewest frames wrong that are to be
+    expected, which serves characters the better the more of them are in doubt. It writes any sequence of units.
+
+    Args:
+        vocabulary: the model's symbols.
+        lm: an ARPA file of the model's units, as `speechssl lm checkpoint=` writes it.
+        lm_weight: power of the n-gram's probabilities.
+        unit_bonus: nats for each unit that is written, against the n-gram's liking for few.
+        weights: a file of `speechssl tune`, whose weights take the place of the others.
+
+    Raises:
+        UserError: a file cannot be read, or is of other units.
+    """
+
+    has_lexicon: ClassVar[bool] = False  # as BeamDecoder's
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        lm: str | None,
+        lm_weight: float = 1.0,
+        unit_bonus: float = 1.0,
+        weights: str | None = None,
+    ):
+        if lm is None:
+            raise UserError(
+                "decoder=posterior weighs frames with an n-gram of the model's units: give decoder.lm, as `speechssl "
+                "lm checkpoint=` writes it"
+            )
+        self.vocabulary, self.lm = vocabulary, lm
+        chosen = {"lm_weight": lm_weight, "unit_bonus": unit_bonus}
+        self.set_weights(**(chosen if weights is None else read_weights(weights, tuple(chosen), len(vocabulary))))
+
+    def set_weights(
+        self, *, lm_weight: float, unit_bonus: float, prior_weight: float = 0.0, prior: Sequence[float] = ()
+    ) -> None:
+        """Decode with other weights from now on; `prior` has the mean probability of each symbol."""
+        self.weights = {"lm_weight": lm_weight, "unit_bonus": unit_bonus, "prior_weight": prior_weight}
+        self.discount = discount(prior_weight, prior)
+        units = token_names(self.vocabulary.symbols[1:])
+        self.graph = read_graph(self.lm, units, weight=lm_weight, bonus=unit_bonus)
+
+    def ranges(self) -> dict[str, tuple[Sequence[float], float]]:
+        """What `speechssl tune` tries: coarse values, and a step to try beside the best."""
+        return {
+            "lm_weight": ((0.5, 0.75, 1.0, 1.5, 2.0), 0.125),
+            "unit_bonus": ((0.0, 0.5, 1.0, 1.5, 2.0), 0.25),
+            "prior_weight": ((0.0, 0.2, 0.4, 0.6, 0.8), 0.1),
+        }
+
+    def __call__(self, logits: Tensor) -> Transcript:
+        """Decode one clip: logits [T, V]."""
+        log_probs = logits.detach().float().cpu().log_softmax(-1)
+        if not len(log_probs):
+            return greedy(log_probs, self.vocabulary)
+        [found] = posteriors(self.graph, [log_probs - self.discount])
+        return greedy(found.log(), self.vocabulary)

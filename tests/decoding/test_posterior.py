@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from itertools import groupby, product
@@ -9,11 +10,13 @@ from itertools import groupby, product
 import pytest
 import torch
 
+from speechssl.data.text import BLANK, Vocabulary
 from speechssl.decoding.ngram import estimate
-from speechssl.decoding.posteriors import posteriors, read_graph
+from speechssl.decoding.posterior import PosteriorDecoder, posteriors, read_graph
 from speechssl.errors import UserError
 
 UNITS = ["a", "b", "c"]
+VOCABULARY = Vocabulary((BLANK, *UNITS))
 
 
 @pytest.fixture(params=[2, 3, 4])
@@ -66,3 +69,34 @@ def test_a_model_of_other_units(tmp_path):
     estimate([["word", "a"]], order=2).write(tmp_path / "lm.arpa")
     with pytest.raises(UserError, match=r"lm\.arpa is no language model of the recogniser's units, which lack 'word'"):
         read_graph(tmp_path / "lm.arpa", UNITS, weight=1.0, bonus=0.0)
+
+
+def test_the_decoder_reads_the_likeliest_symbol_of_each_frame(model, tmp_path, back_off):
+    model.write(tmp_path / "lm.arpa")
+    prior = [0.4, 0.3, 0.2, 0.1]
+    found = {"lm_weight": 0.7, "unit_bonus": 0.4, "prior_weight": 0.5, "prior": prior, "cer": 0.1}
+    (tmp_path / "weights.json").write_text(json.dumps(found))
+    decoder = PosteriorDecoder(VOCABULARY, lm=str(tmp_path / "lm.arpa"), weights=str(tmp_path / "weights.json"))
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        logits = 2 * torch.randn(6, 4, generator=generator)
+        emissions = logits.log_softmax(-1) - 0.5 * torch.tensor(prior).log()
+        expected = every_alignment(model, emissions, back_off, weight=0.7, bonus=0.4)
+        path = expected.argmax(1).tolist()
+        transcript = decoder(logits)
+        assert transcript.text == "".join(UNITS[i - 1] for i, _ in groupby(path) if i)
+        assert transcript.num_blank_frames == path.count(0)
+        for character in transcript.characters:
+            symbol, frames = UNITS.index(character.symbol) + 1, slice(character.start, character.end)
+            assert set(path[frames]) == {symbol}
+            assert character.confidence == pytest.approx(expected[frames, symbol].mean().item(), abs=1e-4)
+    assert decoder(torch.zeros(0, 4)).text == ""
+
+
+def test_the_decoder_wants_an_ngram_and_weights_of_its_own(tmp_path):
+    with pytest.raises(UserError, match=r"decoder=posterior .* give decoder\.lm"):
+        PosteriorDecoder(VOCABULARY, lm=None)
+    estimate([list("abc")] * 3, order=2).write(tmp_path / "lm.arpa")
+    (tmp_path / "weights.json").write_text('{"lm_weight": 1.0, "word_score": 0.0}')
+    with pytest.raises(UserError, match=r"no weights of this decoder .*unit_bonus"):
+        PosteriorDecoder(VOCABULARY, lm=str(tmp_path / "lm.arpa"), weights=str(tmp_path / "weights.json"))
