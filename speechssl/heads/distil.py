@@ -54,8 +54,8 @@ class DistilledObjective(PartlyLabelledObjective):
         distil_weight: float,
         lm: str | None = None,
         lm_weight: float = 1.0,
-        prior_weight: float = 0.5,
-        unit_bonus: float = 1.0,
+        prior_weight: float = 0.3,
+        unit_bonus: float = 1.5,
         **ctc: Any,
     ):
         super().__init__(encoder, **ctc)

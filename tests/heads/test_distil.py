@@ -75,7 +75,7 @@ def test_an_ngram_weighs_what_the_teachers_say(parts, batch, tmp_path):
     unlabelled = _select(batch, [1, 3])
     plain = objective.taught(unlabelled)
     estimate([["a", "b"], ["b"], ["a", "b", "a"]], order=2).write(tmp_path / "lm.arpa")
-    objective.lm = str(tmp_path / "lm.arpa")
+    objective.lm, objective.prior_weight, objective.unit_bonus = str(tmp_path / "lm.arpa"), 0.5, 1.0
     objective.open_teachers(sample_rate=16_000, normalize=False)
     frames = [objective.teachers[0].encoder.feature_encoder.num_frames(n) for n in unlabelled.lengths.tolist()]
     emissions = (plain.log() - 0.5 * plain.mean(0).log()).split(frames)
