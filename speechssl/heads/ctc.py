@@ -1,6 +1,6 @@
 """CTC fine-tuning: a linear layer over the encoder (wav2vec 2.0, section 4.3; Graves et al. 2006).
 
-Or two bidirectional recurrent layers before it, as in SUPERB's ASR task, where the encoder is frozen (Yang et al. 2021).
+Or two bidirectional recurrent layers before it, as SUPERB's ASR task has over a frozen encoder (Yang et al. 2021).
 They learn what follows what, which a small encoder does not (`task=distil_few`).
 """
 
