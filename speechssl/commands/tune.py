@@ -94,6 +94,4 @@ def search(
             now = best()[name]
             for value in (now - step, now + step) if finely else coarse:
                 cost(best() | {name: value if name == "word_score" else max(value, 0.0)})
-    found = best()
-    decoder.set_weights(**found, prior=prior)
-    return {**found, by: min(tried.values()), "prior": prior}
+    return {**best(), by: min(tried.values()), "prior": prior}
