@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -327,15 +328,9 @@ def test_mboshi(tmp_path, sentences):
     done = run("mboshi", "--data", sentences, "--out", tmp_path / "out", *lengths, *TINY)
     assert done.returncode == 0, done.stderr
     found = measured(tmp_path / "out")
-    assert sorted(Path(run_dir).parts[2] for run_dir in found) == [
-        "logmel",
-        "pretrained",
-        "pretrained",
-        "scratch",
-        "student_1",
-        "student_2",
-        "student_2",
-    ]
+    # Greedy decoding and two decoders with an n-gram; the first students are only the teachers of the second.
+    decoded = Counter(Path(run_dir).parts[2] for run_dir in found)
+    assert decoded == {"pretrained": 3, "scratch": 3, "logmel": 3, "student_1": 1, "student_2": 3}
     assert "Decoding with an n-gram" in done.stdout
     assert {metrics["num_utterances"] for metrics in found.values()} == {4}
     assert "CER on valid by learning rate" in done.stdout
