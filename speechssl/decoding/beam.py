@@ -24,7 +24,7 @@ from torch import Tensor
 from speechssl.data.bpe import SPACE
 from speechssl.data.text import BLANK, BLANK_INDEX, Vocabulary, describe, normalize
 from speechssl.decoding.alignment import align
-from speechssl.decoding.common import discount, read_weights, token_names
+from speechssl.decoding.common import PRIOR_WEIGHTS, discount, read_weights, token_names
 from speechssl.decoding.greedy import GreedyDecoder
 from speechssl.decoding.ngram import UNKNOWN, arpa_words
 from speechssl.decoding.transcript import Alternative, Transcript
@@ -110,9 +110,8 @@ class BeamDecoder:
         """Search with other weights from now on; `prior` has the mean probability of each symbol."""
         from torchaudio.models.decoder import ctc_decoder
 
-        self.weights = {"lm_weight": lm_weight, "word_score": word_score, "prior_weight": prior_weight}
-        self.discount = discount(prior_weight, prior)
-        self.options |= {"lm_weight": lm_weight if self.lm else 1.0, "word_score": word_score}
+        scores = {"lm_weight": lm_weight if self.lm else 1.0, "word_score": word_score}
+        self.weights, self.discount = scores | {"prior_weight": prior_weight}, discount(prior_weight, prior)
         weighed = {"lm_weight": 1.0} if self.hotwords else {}  # HotwordLM weighs by itself
         with tempfile.TemporaryDirectory(prefix="speechssl") as folder:
             path = None
@@ -129,7 +128,7 @@ class BeamDecoder:
                     blank_token=BLANK,
                     sil_token=SPACE,
                     unk_word=UNKNOWN,
-                    **self.options | weighed,
+                    **self.options | scores | weighed,
                 )
 
     def ranges(self) -> dict[str, tuple[Sequence[float], float]]:
@@ -140,7 +139,7 @@ class BeamDecoder:
         if self.has_lexicon:
             found["word_score"] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), 0.25
         if found:
-            found["prior_weight"] = (0.0, 0.2, 0.4, 0.6, 0.8), 0.1
+            found["prior_weight"] = PRIOR_WEIGHTS
         return found
 
     def __call__(self, logits: Tensor) -> Transcript:
@@ -307,7 +306,7 @@ class BeamDecoder:
         lm = KenLM(self.lm, index) if self.lm else ZeroLM()
         if not phrases:
             return lm
-        weight = self.options["lm_weight"]
+        weight = self.weights["lm_weight"]
         return HotwordLM(lm, phrases, weight=weight, bonus=self.hotword_score, boundary=boundary)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from speechssl.data.bpe import SPACE
 from speechssl.errors import UserError
 
+PRIOR_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8), 0.1  # what `speechssl tune` tries, as decoders' `ranges` say it
+
 
 def read_weights(path: str, names: Sequence[str], num_symbols: int) -> dict[str, Any]:
     """What `speechssl tune` found: weights of these names, and of a prior of so many symbols.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.data.text import Vocabulary
-from speechssl.decoding.common import discount, read_weights, token_names
+from speechssl.decoding.common import PRIOR_WEIGHTS, discount, read_weights, token_names
 from speechssl.decoding.greedy import greedy
 from speechssl.decoding.ngram import BEGIN, END, UNKNOWN, read_arpa
 from speechssl.decoding.transcript import Transcript
@@ -272,13 +272,11 @@ class PosteriorDecoder:
         return {
             "lm_weight": ((0.5, 0.75, 1.0, 1.5, 2.0), 0.125),
             "unit_bonus": ((0.0, 0.5, 1.0, 1.5, 2.0), 0.25),
-            "prior_weight": ((0.0, 0.2, 0.4, 0.6, 0.8), 0.1),
+            "prior_weight": PRIOR_WEIGHTS,
         }
 
     def __call__(self, logits: Tensor) -> Transcript:
         """Decode one clip: logits [T, V]."""
         log_probs = logits.detach().float().cpu().log_softmax(-1)
-        if not len(log_probs):
-            return greedy(log_probs, self.vocabulary)
         [found] = posteriors(self.graph, [log_probs - self.discount])
         return greedy(found.log(), self.vocabulary)
