@@ -19,8 +19,8 @@ from torch import Tensor
 
 SILENT_DB = -90.0  # below is digital silence, which says nothing about a room's noise
 MIN_PAUSE_S = 0.2
-LONG_PAUSE_S = 0.4  # always cut at one, unless the stretch would be very short
 MARGIN_S = 0.2  # kept of the pause at each end of a stretch
+TOO_SHORT_S = 2.0  # of pauses that a stretch of no length would have to be worth
 _ABOVE_FLOOR_DB = 15.0
 _DIGITAL_SHARE = 0.01
 _SMOOTH = 5  # frames over which energy is averaged
@@ -40,8 +40,8 @@ def stretches(levels: np.ndarray, *, frame_s: float, shortest_s: float, longest_
     Args:
         levels: [T] dB.
         frame_s: seconds of a frame.
-        shortest_s: a stretch is not cut off before it is so long, where it need not be.
-        longest_s: of the pauses within so many seconds the longest is taken, if none is long.
+        shortest_s: of a stretch with its margins, but where the pauses around a shorter one are long.
+        longest_s: of a stretch, where there are pauses to cut at.
     """
     pauses = find_pauses(levels, frame_s=frame_s)
     total, margin = len(levels), round(MARGIN_S / frame_s)
@@ -94,28 +94,28 @@ def _thresholds(levels: np.ndarray, block: int) -> np.ndarray:
 def _cuts(
     pauses: list[tuple[int, int]], total: int, frame_s: float, shortest_s: float, longest_s: float
 ) -> list[tuple[int, int]]:
-    """The pauses to cut at."""
-    chosen: list[tuple[int, int]] = []
-    start, shortest, longest = 0, shortest_s / frame_s, longest_s / frame_s
-    waiting = list(pauses)
-    if waiting and waiting[0][0] == 0:  # the recording begins with one
-        chosen.append(waiting.pop(0))
-        start = chosen[-1][1]
-    while waiting:
-        within = [pause for pause in waiting if pause[0] - start <= longest]
-        long = [p for p in within if (p[1] - p[0]) * frame_s >= LONG_PAUSE_S and p[0] - start >= shortest]
-        if long:
-            cut = long[0]
-        elif total - start <= longest:
-            break
-        elif within:
-            late = [pause for pause in within if pause[0] - start >= shortest] or within
-            cut = max(late, key=lambda pause: pause[1] - pause[0])
-        else:
-            cut = waiting[0]
-        chosen.append(cut)
-        start = cut[1]
-        waiting = [pause for pause in waiting if pause[0] >= start]
-    if pauses and pauses[-1][1] == total and pauses[-1] not in chosen:  # and ends with one
-        chosen.append(pauses[-1])
-    return chosen
+    """The pauses to cut at: those longest in all, less what the stretches between are too short or too long by.
+
+    A pause at an end of the recording is always one of them.
+    """
+    shortest, longest = max((shortest_s - 2 * MARGIN_S) / frame_s, 1), longest_s / frame_s
+    places = [pause for pause in pauses if pause[0] > 0 and pause[1] < total]
+    places.insert(0, pauses[0] if pauses and pauses[0][0] == 0 else (0, 0))
+    places.append(pauses[-1] if pauses and pauses[-1][1] == total else (total, total))
+    gains, befores = [0.0], [0]
+    for number, (first, last) in enumerate(places[1:], 1):
+        tried = []
+        for before in range(number - 1, -1, -1):
+            length = first - places[before][1]
+            if length > longest and tried:
+                break
+            penalty = max(length - longest, 0) + TOO_SHORT_S / frame_s * max(1 - length / shortest, 0)
+            tried.append((gains[before] + last - first - penalty, before))
+        gain, before = max(tried)
+        gains.append(gain)
+        befores.append(before)
+    chosen, place = [], len(places) - 1
+    while place > 0:
+        chosen.append(places[place])
+        place = befores[place]
+    return [pause for pause in [places[0], *reversed(chosen)] if pause[1] > pause[0]]

@@ -56,6 +56,17 @@ def test_of_short_pauses_the_longest_is_taken_where_a_stretch_is_too_long():
     assert cuts[0][1] == pytest.approx(6.24 + 0.17, abs=0.05)
 
 
+def test_clips_a_third_of_a_second_apart_come_apart():
+    levels = recording((2, 0.1), (0.34, 0.0), (1.7, 0.1), (0.34, 0.0), (2.5, 0.1), (0.34, 0.0), (2, 0.1))
+    assert [b - a for a, b in found_s(levels, shortest_s=2.0)] == pytest.approx([2.17, 2.04, 2.84, 2.17], abs=0.05)
+
+
+def test_a_short_pause_does_not_keep_a_long_one_from_being_cut_at():
+    levels = recording((2.2, 0.1), (0.5, 0.0), (0.8, 0.1), (1.0, 0.0), (3, 0.1))
+    cuts = found_s(levels, shortest_s=2.0)
+    assert [a for a, _ in cuts] == pytest.approx([0.0, 4.5 - MARGIN_S], abs=0.05)
+
+
 def test_without_a_pause_it_stays_whole():
     levels = recording((40, 0.1))
     assert found_s(levels) == [(0.0, 40.0)]
