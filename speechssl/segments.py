@@ -23,7 +23,7 @@ MARGIN_S = 0.2  # kept of the pause at each end of a stretch
 TOO_SHORT_S = 2.0  # of pauses that a stretch of no length would have to be worth
 _ABOVE_FLOOR_DB = 15.0
 _DIGITAL_SHARE = 0.01
-_SMOOTH = 5  # frames over which energy is averaged
+_SMOOTH_S = 0.1  # energy is averaged over so much
 _BLOCK_S = 15.0  # thresholds are constant over a block, and come from it and its neighbours
 
 
@@ -60,7 +60,8 @@ def find_pauses(levels: np.ndarray, *, frame_s: float) -> list[tuple[int, int]]:
     """(first frame, frame after the last) of each pause of MIN_PAUSE_S or more."""
     if not len(levels):
         return []
-    power = np.convolve(10 ** (levels / 10), np.ones(_SMOOTH) / _SMOOTH, mode="same")
+    smooth = round(_SMOOTH_S / frame_s) | 1  # odd, so that no pause moves
+    power = np.convolve(10 ** (levels / 10), np.ones(smooth) / smooth, mode="same")
     is_pause = 10 * np.log10(power + 1e-12) < _thresholds(levels, round(_BLOCK_S / frame_s))
     found, place = [], 0
     for pause, group in groupby(is_pause.tolist()):
