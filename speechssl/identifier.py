@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.errors import UserError
+from speechssl.evaluation.speaker import directions
 from speechssl.heads.speaker import ClassifyObjective
 from speechssl.inference import Clip, SpeechModel, load_model
 from speechssl.windows import Window, Windowing
@@ -64,8 +64,13 @@ class Identifier:
 
     def compare(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> float:
         """Cosine of the embeddings of two audio files: up to 1, the higher the likelier the same voice."""
+        first, second = directions(np.stack(self.embed_pair(one, other)))
+        return float(first @ second)
+
+    def embed_pair(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The embeddings float32 [E] of two audio files; see `embed_files`."""
         [(_, a)], [(_, b)] = (self.embed_files([Path(path)], batch_seconds=WINDOW_S) for path in (one, other))
-        return F.cosine_similarity(a, b, dim=0).item()
+        return a.cpu().numpy(), b.cpu().numpy()
 
     def embed_files(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[Path, Tensor]]:
         """Each audio file and its embedding float32 [E]; of one longer than WINDOW_S, the mean over its windows.

@@ -146,7 +146,8 @@ class SpeechModel:
                 for window in cut(path) if cut else [WHOLE]:
                     yield path, window, self.read(path) if window is WHOLE else self._read_window(path, window)
             except UserError as error:
-                log.warning("%s", error)
+                if len(paths) > 1:  # of one file it is said by the error
+                    log.warning("%s", error)
                 unusable.append(str(error))
 
     def num_samples(self, path: Path) -> int:

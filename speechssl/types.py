@@ -41,6 +41,11 @@ class Utterance:
     channel: int | None = None
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    def label(self, column: str) -> str | None:
+        """What a column says, as text; None where it is missing or empty."""
+        value = self.fields.get(column)
+        return None if value in (None, "") else str(value)
+
 
 @dataclass
 class Batch:

@@ -10,7 +10,8 @@ import pytest
 
 from speechssl.enrolment import Voices, enrol, fingerprint, read_calibration
 from speechssl.errors import UserError
-from speechssl.evaluation.verification import Calibration
+from speechssl.evaluation.cohort import Cohort, likeness
+from speechssl.evaluation.verification import Calibration, calibrate
 
 ONES = Calibration(scale=20.0, offset=-10.0, p_target=0.5, num_trials=2, num_target_trials=1)  # threshold 0.5
 
@@ -55,6 +56,8 @@ def test_a_folder_of_voices_belongs_to_its_model(voice_model, tmp_path):
     voice_model.objective.linear.bias.data += 1
     with pytest.raises(UserError, match="another checkpoint"):
         Voices.load(tmp_path / "v", voice_model)
+    with pytest.raises(UserError, match="give the out= of `speechssl enrol`"):
+        Voices.load(tmp_path / "gone", voice_model)
     for damaged in ({"format": "x"}, {"format": "speechssl voices", "names": ["ann"]}):
         (tmp_path / "v" / "voices.json").write_text(json.dumps(damaged))
         with pytest.raises(UserError, match="no voices"):
@@ -73,6 +76,31 @@ def test_strangers_stay_unknown_among_many_voices(voice_model):
     assert named <= 9 and known >= 48
 
 
+def test_with_a_cohort_scores_are_those_of_as_norm(voice_model, tmp_path):
+    """What the calibration is fitted to, clip by clip, and a match."""
+    rng = np.random.default_rng(0)
+    embeddings = np.repeat(np.eye(3, 6), (3, 2, 1), axis=0) + rng.normal(0, 0.2, (6, 6))
+    speakers, cohort = list("aaabbc"), Cohort.of(rng.normal(size=(20, 6)), top=5)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    voices = {name: unit[[i for i, who in enumerate(speakers) if who == name]].sum(0) for name in "abc"}
+
+    def score(x, y):
+        return likeness(x, y[None], cohort)[0]
+
+    strangers = [
+        max(score(x, v) for name, v in voices.items() if name != who) for x, who in zip(unit, speakers, strict=True)
+    ]
+    own = [score(x, voices[who] - x) for x, who in zip(unit, speakers, strict=True) if who != "c"]
+    expected = calibrate(np.array(strangers + own), np.arange(11) >= 6, p_target=0.5)
+    found = enrol(embeddings, speakers, model=voice_model, p_target=0.5, calibration=None, cohort=cohort)
+    assert found.calibration.cohort_top == 5
+    assert (found.calibration.scale, found.calibration.offset) == pytest.approx((expected.scale, expected.offset))
+    match = found.match(embeddings[0])
+    assert (match.name, match.score) == ("a", pytest.approx(score(unit[0], voices["a"])))
+    found.save(tmp_path / "v")
+    assert Voices.load(tmp_path / "v", voice_model).match(embeddings[0]).score == pytest.approx(match.score, rel=1e-5)
+
+
 def test_a_given_calibration_keeps_its_likelihood_ratio_at_the_prior_of_use(voice_model):
     rare = enrol(np.eye(2), ["ann", "bob"], model=voice_model, p_target=0.01, calibration=ONES).calibration
     assert (rare.scale, rare.offset, rare.p_target) == (20.0, -10.0, 0.01)
@@ -83,7 +111,7 @@ def test_a_given_calibration_keeps_its_likelihood_ratio_at_the_prior_of_use(voic
 def test_a_calibration_belongs_to_its_model(voice_model, tmp_path):
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(replace(ONES, fingerprint=fingerprint(voice_model)).to_dict()))
-    assert read_calibration(path, voice_model).scale == 20.0
+    assert read_calibration(path, voice_model)[0].scale == 20.0
     voice_model.objective.linear.bias.data += 1
     with pytest.raises(UserError, match="another checkpoint"):
         read_calibration(path, voice_model)

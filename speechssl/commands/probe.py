@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def run(config: DictConfig) -> None:
         check_apart({"data.train": manifests["train"], "data.verify": manifests["verify"]}, config.label)
     targets = _characters(manifests["train"], config) if config.target == "characters" else _labels(manifests, config)
     model = load_model(config.checkpoint, device=config.trainer.device)
+    model = replace(model, needs_voice=config.target == "label")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -75,7 +76,7 @@ def run(config: DictConfig) -> None:
                 **_data_options(config),
             )
             if name == "verify":
-                speakers = np.array([str(u.fields[config.label]) for u in utterances])
+                speakers = np.array([u.label(config.label) for u in utterances])
                 splits[name] = Split(found[source.name], [])
             else:
                 splits[name] = Split(found[source.name], [targets.encode(u) for u in utterances])
@@ -114,7 +115,7 @@ class _Targets:
 
 def _labels(manifests: dict[str, Manifest], config: DictConfig) -> _Targets:
     column = config.label
-    labels = sorted({str(u.fields[column]) for u in manifests["train"] if u.fields.get(column) is not None})
+    labels = sorted({u.label(column) for u in manifests["train"]} - {None})
     if len(labels) < 2:
         raise UserError(
             f"{manifests['train'].path} has {len(labels)} different values of {column!r}, and a probe needs two; check "
@@ -123,18 +124,18 @@ def _labels(manifests: dict[str, Manifest], config: DictConfig) -> _Targets:
     places = {label: i for i, label in enumerate(labels)}
 
     def has_label(utterance: Utterance) -> str | None:
-        return None if utterance.fields.get(column) is not None else f"it has no {column!r}"
+        return None if utterance.label(column) is not None else f"it has no {column!r}"
 
     def check(utterance: Utterance) -> str | None:
         missing = has_label(utterance)
-        if missing or str(utterance.fields[column]) in places:
+        if missing or utterance.label(column) in places:
             return missing
-        return f"its {column} {str(utterance.fields[column])!r} does not occur in the training manifest"
+        return f"its {column} {utterance.label(column)!r} does not occur in the training manifest"
 
     return _Targets(
         metric="accuracy",
         num_outputs=len(labels),
-        encode=lambda utterance: torch.tensor(places[str(utterance.fields[column])]),
+        encode=lambda utterance: torch.tensor(places[utterance.label(column)]),
         check=check,
         has_label=has_label,
     )

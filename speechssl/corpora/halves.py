@@ -46,7 +46,8 @@ def prepare(
     speakers = {row["speaker"] for row in rows}
     if len(speakers) < 3:
         raise UserError(
-            f"{folder}: its recordings name {len(speakers)} speakers (NAME{separator}anything), and three are needed."
+            f"{folder}: its recordings name {len(speakers)} speakers (NAME{separator}anything), and three are needed; "
+            "add others."
         )
     parts = splits.split(rows, shares={"verify": unseen_share}, key="speaker")
     known, unseen = _cut(parts["train"], piece_s), _cut(parts["verify"], piece_s)

@@ -33,6 +33,7 @@ class ClipDataset(Dataset):
         max_clip_s: longer clips are cropped at random to this many seconds, reading no more; None keeps them whole.
         encode: gives a clip's labels, or None where the objective needs none.
         augment: changes a clip, or None.
+        needs_voice: silence counts as a clip that cannot be read.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class ClipDataset(Dataset):
         max_clip_s: float | None = None,
         encode: Callable[[Utterance], Tensor] | None = None,
         augment: Augment | None = None,
+        needs_voice: bool = False,
     ):
         self.manifest, self.sample_rate, self.normalize, self.seed = manifest, sample_rate, normalize, seed
         self.max_clip_s, self.encode, self.augment = max_clip_s, encode, augment
+        self.needs_voice = needs_voice
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -95,6 +98,9 @@ class ClipDataset(Dataset):
                 data=data,
                 into=row,
             )
+            reason = audio.voiceless(waveform, self.sample_rate) if self.needs_voice else None
+            if reason:
+                return BrokenClip(utterance, f"{utterance.audio_path}: {reason}")
             if self.augment:
                 waveform = self.augment(waveform, plan.seed)
         except audio.AudioError as error:

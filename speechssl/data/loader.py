@@ -56,6 +56,7 @@ class BatchLoader:
             an epoch.
         shuffle_buffer: of shards, so many clips are shuffled among each other.
         augment: changes the clips, or None.
+        needs_voice: silence counts as a clip that cannot be read.
         rank, world_size: of this process among those that share an epoch.
 
     Attributes:
@@ -82,6 +83,7 @@ class BatchLoader:
         mix_temperature: float = 1.0,
         shuffle_buffer: int = 10_000,
         augment: Augment | None = None,
+        needs_voice: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -94,6 +96,7 @@ class BatchLoader:
             max_clip_s=max_clip_s,
             encode=encode,
             augment=augment,
+            needs_voice=needs_voice,
         )
         longest_s = max_clip_s if whole_clips else None
         self.usable = _usable(manifest, min_samples / sample_rate, longest_s, check, skip_invalid)
@@ -179,16 +182,16 @@ class BatchLoader:
     def _account(self, batch: Batch | None, broken: list[BrokenClip]) -> None:
         """Name broken clips; stop when there are too many."""
         self.num_read += len(broken) + (len(batch.seeds) if batch else 0)
-        self.num_broken += len(broken)
-        for clip in broken:
-            log.warning("clip %s skipped: %s (%d so far)", clip.utterance.id, clip.reason, self.num_broken)
         # The first few clips decide nothing: the share is taken of 100 clips at least, or of all where there are fewer.
         allowed = self.max_broken_share * max(self.num_read, min(100, len(self.usable)))
-        if broken and self.num_broken > allowed:
-            raise UserError(
-                f"{self.num_broken} of the {self.num_read} clips read so far are broken, the last because: "
-                f"{broken[-1].reason}; mend or remove them, or raise data.max_broken_share"
-            )
+        for clip in broken:
+            self.num_broken += 1
+            if self.num_broken > allowed:
+                raise UserError(
+                    f"{self.num_broken} of the {self.num_read} clips read so far are broken, the last because: "
+                    f"{clip.reason}; mend or remove them, or raise data.max_broken_share"
+                )
+            log.warning("clip %s skipped: %s (%d so far)", clip.utterance.id, clip.reason, self.num_broken)
 
 
 class _Slots:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from torch.nn.utils.rnn import pad_sequence
 
 from speechssl import audio
 from speechssl.enrolment import fingerprint
 from speechssl.errors import UserError
 from speechssl.evaluation import speaker, verification
+from speechssl.evaluation.cohort import Cohort, as_norm
 from speechssl.evaluation.testset import Pass, names, run_over
 from speechssl.identifier import Identifier
 from speechssl.inference import SpeechModel
@@ -32,16 +32,16 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics and a row for each clip; writes calibration.json and det.svg where there are trials of both kinds."""
     head, identifier = model.objective, Identifier(model)
-    known = [u for u in manifest if str(u.fields.get(head.label_key)) in head.labels]
+    known = [u for u in manifest if u.label(head.label_key) in head.labels]
 
     def check(utterance: Utterance) -> str | None:
         return head.check(utterance, 0) if known else has_label(utterance, head.label_key)
 
     trials = _trials(config, manifest, head.label_key)
-    cohort = _cohort(config, manifest, head.label_key)
+    cohort = open_cohort(config.cohort, beside={"data.test": manifest}, column=head.label_key)
     done, embeddings = embed(identifier, manifest, check=check, **data)
     found = identifier.classify_all(embeddings)
-    labels = np.array([str(utterance.fields[head.label_key]) for utterance in done.utterances])
+    labels = np.array([utterance.label(head.label_key) for utterance in done.utterances])
     if not known:
         log.info("the checkpoint knows none of these by name, so there is no accuracy, only whether two are the same")
     metrics = {
@@ -58,7 +58,7 @@ def evaluate(
 
 def has_label(utterance: Utterance, column: str) -> str | None:
     """Why a clip cannot be compared: it has no label, or is too short for a voice; else None."""
-    if utterance.fields.get(column) is None:
+    if utterance.label(column) is None:
         return f"it has no {column!r}"
     short = utterance.duration_s < audio.VOICE_S
     return f"its {utterance.duration_s:.3f} s are too short for a voice" if short else None
@@ -68,20 +68,13 @@ def embed(identifier: Identifier, manifest: Manifest, *, check: Any, **data: Any
     """A pass over a manifest, and the embedding of each of its clips, float32 [clips, E].
 
     Raises:
-        UserError: as `run_over`, or a clip is silence.
+        UserError: as `run_over`; silence counts as a clip that cannot be read.
     """
 
     def process(batch: Batch) -> list[np.ndarray]:
-        clips = []
-        for waveform, length, utterance in zip(batch.waveforms, batch.lengths.tolist(), batch.utterances, strict=True):
-            reason = audio.voiceless(waveform[:length], identifier.model.sample_rate)
-            if reason:
-                raise UserError(f"{utterance.audio_path}: {reason}; take it out of {manifest.path}")
-            clips.append(identifier.model.scale(waveform[:length]))
-        return list(identifier.embed(pad_sequence(clips, batch_first=True), batch.lengths).cpu().numpy())
+        return list(identifier.embed(batch.waveforms, batch.lengths).cpu().numpy())
 
-    # Silence shows only before a clip is scaled to unit variance.
-    done = run_over(manifest, replace(identifier.model, normalize=False), process, check=check, **data)
+    done = run_over(manifest, identifier.model, process, check=check, **data)
     return done, np.stack(done.results)
 
 
@@ -106,20 +99,31 @@ def _verify(
             log.warning("%d of %d trials left out, with their clips", len(trials) - len(kept), len(trials))
         first, second = (np.array([places[x[side]] for x in kept], dtype=np.int64) for side in (0, 1))
         is_target = np.array([x[2] for x in kept], dtype=bool)
-    if cohort:
-        _, others = embed(identifier, cohort, check=lambda _: None, **data)
-        scores = verification.as_norm(embeddings, first, second, others, top=config.cohort_top)
-    else:
-        scores = speaker.cosine_scores(embeddings, first, second)
+    scores = speaker.cosine_scores(embeddings, first, second)
+    others = cohort_of(identifier, cohort, top=config.cohort_top, **data) if cohort else None
+    if others:
+        statistics = others.statistics(embeddings)
+        scores = as_norm(scores, statistics[:, first], statistics[:, second])
     sides = np.stack([labels[first], labels[second]])
     figures = verification.figures(scores, is_target, sides, p_target=config.p_target)
     if figures["eer"] is not None:
         verification.det_chart(out / "det.svg", scores, is_target)
-        if not cohort:  # `identify` compares plain cosines
-            fitted = verification.calibrate(scores, is_target, p_target=config.p_target)
-            fitted = replace(fitted, fingerprint=fingerprint(identifier.model))
-            write_json(out / CALIBRATION, fitted.to_dict())
+        fitted = verification.calibrate(scores, is_target, p_target=config.p_target)
+        fitted = replace(
+            fitted, fingerprint=fingerprint(identifier.model), cohort_top=config.cohort_top if others else 0
+        )
+        write_json(out / CALIBRATION, fitted.to_dict())
+        if others:
+            others.save(out)
+        if fitted.doubt:
+            log.warning("`identify` with this calibration: %s", fitted.doubt)
     return {**figures, "score": "AS-norm" if cohort else "cosine"}
+
+
+def cohort_of(identifier: Identifier, manifest: Manifest, *, top: int, **data: Any) -> Cohort:
+    """The cohort of a manifest's clips, whose labels are not asked for."""
+    _, embeddings = embed(identifier, manifest, check=lambda _: None, **data)
+    return Cohort.of(embeddings, top=top)
 
 
 def _trials(config: DictConfig, manifest: Manifest, column: str) -> list[tuple[str, str, bool]] | None:
@@ -134,7 +138,7 @@ def _trials(config: DictConfig, manifest: Manifest, column: str) -> list[tuple[s
     names = verification.trial_names([u.id for u in clips], [u.audio_path for u in clips])
     pairs = zip(*verification.read_trials(Path(config.trials), names), strict=True)
     found = [(clips[i], clips[j], bool(alike)) for i, j, alike in pairs]
-    labelled = [(_label(one, column), _label(other, column), alike) for one, other, alike in found]
+    labelled = [(one.label(column), other.label(column), alike) for one, other, alike in found]
     wrong = [(a, b, alike) for a, b, alike in labelled if None not in (a, b) and (a == b) != alike]
     if wrong:
         one, other, alike = wrong[0]
@@ -145,27 +149,22 @@ def _trials(config: DictConfig, manifest: Manifest, column: str) -> list[tuple[s
     return [(one.id, other.id, alike) for one, other, alike in found]
 
 
-def _cohort(config: DictConfig, manifest: Manifest, column: str) -> Manifest | None:
-    """The manifest of cohort=, of others than those who are tested; None where there is none."""
-    if not config.cohort:
+def open_cohort(path: str | None, *, beside: dict[str, Manifest], column: str) -> Manifest | None:
+    """The manifest of cohort=, whose labels must not be in the one `beside` it, given by its option; None without."""
+    if not path:
         return None
-    cohort = Manifest(config.cohort)
+    cohort = Manifest(path)
     cohort.check_files()
-    check_apart({"data.test": manifest, "cohort": cohort}, column)
+    check_apart({**beside, "cohort": cohort}, column)
     return cohort
 
 
 def check_apart(manifests: dict[str, Manifest], column: str) -> None:
     """UserError if two manifests, given by the name of their option, have a label in common."""
     (one, first), (other, second) = manifests.items()
-    common = sorted({_label(u, column) for u in first} & {_label(u, column) for u in second} - {None})
+    common = sorted({u.label(column) for u in first} & {u.label(column) for u in second} - {None})
     if common:
         raise UserError(
             f"{one} and {other} must have no {column} in common, and {common[0]!r} is in both ({len(common)} in all); "
             f"take them out of {second.path}"
         )
-
-
-def _label(clip: Utterance, column: str) -> str | None:
-    label = clip.fields.get(column)
-    return None if label is None else str(label)

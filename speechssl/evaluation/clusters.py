@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from speechssl.errors import UserError
+from speechssl.evaluation.speaker import directions
 from speechssl.reporting.svg import chart
 
 log = logging.getLogger("speechssl")
 
 # Numbers of groups that `auto` tries.
-MOST = 30
+MOST = 300
 
 
 def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
@@ -26,7 +27,8 @@ def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
     Raises:
         UserError: `how_many` is neither, or there are fewer clips.
     """
-    from sklearn.cluster import AgglomerativeClustering
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
     from sklearn.metrics import silhouette_score
 
     if how_many == "auto":
@@ -38,12 +40,14 @@ def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
     else:
         raise UserError(f"clusters={how_many} must be auto or a whole number, 2 or more")
     if tried[-1] > len(embeddings):
-        raise UserError(f"clusters={how_many} needs more clips than the {len(embeddings)} there are")
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        raise UserError(f"clusters={how_many} needs more clips than the {len(embeddings)} there are: give fewer groups")
+    unit = directions(embeddings)
+    distances = np.maximum(1 - unit @ unit.T, 0.0)
+    np.fill_diagonal(distances, 0.0)
+    tree = linkage(squareform(distances, checks=False), "average")
     best, best_score = np.zeros(len(unit), dtype=np.int64), -np.inf
-    for number in tried:
-        groups = AgglomerativeClustering(number, metric="cosine", linkage="average").fit_predict(unit)
-        score = silhouette_score(unit, groups, metric="cosine") if len(tried) > 1 else 0.0
+    for groups in cut_tree(tree, list(tried)).T:
+        score = silhouette_score(distances, groups, metric="precomputed") if len(tried) > 1 else 0.0
         if score > best_score:
             best, best_score = groups, score
     if how_many == "auto" and best.max() + 1 == MOST:
@@ -53,7 +57,7 @@ def cluster(embeddings: np.ndarray, how_many: str) -> np.ndarray:
 
 def map_chart(path: Path, embeddings: np.ndarray, names: list[str]) -> None:
     """A map of the clips as SVG, alike vectors near each other (t-SNE, van der Maaten and Hinton 2008), by name."""
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    unit = directions(embeddings)
     if len(unit) >= 5:
         from sklearn.manifold import TSNE
 

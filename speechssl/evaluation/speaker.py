@@ -104,11 +104,15 @@ def trial_pairs(num_clips: int, *, max_trials: int, rng: np.random.Generator) ->
 
 def cosine_scores(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine of the embeddings [clips, E] of each pair of `trial_pairs`: float64 [trials]."""
-    embeddings = np.asarray(embeddings, dtype=np.float64)
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    directions = embeddings / np.maximum(norms, np.finfo(np.float64).tiny)
+    unit = directions(embeddings)
     scores = np.empty(len(first))
     for start in range(0, len(first), _CHUNK):
         part = slice(start, start + _CHUNK)
-        scores[part] = np.einsum("te,te->t", directions[first[part]], directions[second[part]])
+        scores[part] = np.einsum("te,te->t", unit[first[part]], unit[second[part]])
     return scores
+
+
+def directions(embeddings: np.ndarray) -> np.ndarray:
+    """[..., E] -> float64 [..., E] of length 1; an embedding of zeros stays so."""
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), np.finfo(np.float64).tiny)

@@ -68,6 +68,7 @@ def loader_for(
         sample_rate=model.sample_rate,
         normalize=model.normalize,
         min_samples=model.min_samples,
+        needs_voice=model.needs_voice,
         seed=0,
         shuffle=False,
         check=check,

@@ -1,4 +1,4 @@
-"""Speaker verification: which pairs to try, scores made comparable (AS-norm), scores as probabilities, intervals.
+"""Speaker verification: which pairs to try, scores as probabilities, intervals.
 
 The error rates themselves are in evaluation.speaker. The prior that minDCF and the threshold are for is stated beside
 them; EER has none.
@@ -36,6 +36,7 @@ class Calibration:
         p_target: share of pairs by one speaker in the intended use.
         num_trials, num_target_trials: what it was fitted on.
         fingerprint: of the model that the scores are by.
+        cohort_top: what AS-norm measured each clip against, see evaluation.cohort; 0 where the scores are cosines.
     """
 
     scale: float
@@ -44,11 +45,23 @@ class Calibration:
     num_trials: int
     num_target_trials: int
     fingerprint: str = ""
+    cohort_top: int = 0
 
     @property
     def threshold(self) -> float:
         """The score from which on the same speaker is likelier than not, given the prior."""
         return (-_logit(self.p_target) - self.offset) / self.scale
+
+    @property
+    def doubt(self) -> str | None:
+        """Why no recording could pass, in words, or None: the threshold may lie above what a cosine can be."""
+        if self.cohort_top or self.threshold <= 1:
+            return None
+        return (
+            f"no recordings are alike enough to be called one voice: at p_target={self.p_target:g} that would take a "
+            f"cosine of {self.threshold:.2f}, since these scores hardly tell voices apart; give a larger p_target, "
+            "train the head longer, or calibrate on more clips"
+        )
 
     def probability(self, score: float) -> float:
         """That a pair with this score is by one speaker."""
@@ -64,6 +77,7 @@ class Calibration:
         try:
             found = cls(**{key: value for key, value in values.items() if key != "threshold"})
             fits = found.scale > 0 and 0 < found.p_target < 1 and math.isfinite(found.scale + found.offset)
+            fits = fits and found.cohort_top >= 0
         except TypeError:
             fits = False
         if not fits:
@@ -101,32 +115,6 @@ def calibrate(scores: np.ndarray, is_target: np.ndarray, *, p_target: float) -> 
     return Calibration(float(scale), float(offset - scale * scores.mean()), p_target, **counts)
 
 
-def as_norm(
-    embeddings: np.ndarray, first: np.ndarray, second: np.ndarray, cohort: np.ndarray, *, top: int
-) -> np.ndarray:
-    """Adaptive symmetric score normalisation of cosines (Matejka et al. 2017).
-
-    Each side's cosine is measured against that side's `top` nearest of the cohort: the mean of
-    (s - mean) / deviation over both sides.
-
-    Args:
-        embeddings: [clips, E].
-        first, second: int64 [trials], the clips of each pair.
-        cohort: [others, E], of speakers that are in no trial.
-        top: how many of the cohort each clip is measured against; all where there are fewer.
-
-    Returns:
-        float64 [trials].
-    """
-    if len(cohort) < 2:
-        raise UserError(f"the cohort has {len(cohort)} clips, and AS-norm needs two or more; give a larger one")
-    similar = _directions(embeddings) @ _directions(cohort).T
-    nearest = -np.partition(-similar, min(top, len(cohort)) - 1, axis=1)[:, :top]
-    means, deviations = nearest.mean(1), np.maximum(nearest.std(1), 1e-6)
-    scores = speaker.cosine_scores(embeddings, first, second)
-    return 0.5 * sum((scores - means[side]) / deviations[side] for side in (first, second))
-
-
 def read_trials(path: Path, names: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A trial list in VoxCeleb's format: `1 ONE OTHER` for one speaker, `0 ONE OTHER` for two.
 
@@ -161,6 +149,8 @@ def read_trials(path: Path, names: Mapping[str, int]) -> tuple[np.ndarray, np.nd
     if not rows:
         raise UserError(f"{path}: has no trial in it; write `1 CLIP CLIP` or `0 CLIP CLIP` a line")
     first, second, is_target = (np.array(column) for column in zip(*rows, strict=True))
+    if (first == second).any():
+        log.warning("%s: %d trials are of a clip with itself, which is no test", path, (first == second).sum())
     return first, second, is_target
 
 
@@ -200,7 +190,7 @@ def figures(scores: np.ndarray, is_target: np.ndarray, sides: np.ndarray, *, p_t
     """
     counts = {"p_target": p_target, "num_trials": len(is_target), "num_target_trials": int(is_target.sum())}
     if is_target.all() or not is_target.any():
-        log.warning("no EER and minDCF: they need two test clips with the same label, and one with another")
+        log.warning("no EER and minDCF: they need two clips of data.test with the same label, and one with another")
         return {"eer": None, "min_dcf": None, **counts}
     found = {"eer": speaker.eer(scores, is_target), "min_dcf": speaker.min_dcf(scores, is_target, p_target=p_target)}
     return {**found, **intervals(scores, is_target, sides, p_target=p_target), **counts}
@@ -252,11 +242,6 @@ def det_chart(path: Path, scores: np.ndarray, is_target: np.ndarray) -> None:
     ticks = [(float(norm.ppf(x)), f"{100 * x:g} %") for x in (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6)]
     labels = {"x_label": "other speakers accepted", "y_label": "same speaker missed"}
     chart(path, {"trials": points}, title="Detection error tradeoff", **labels, x_ticks=ticks, y_ticks=ticks)
-
-
-def _directions(embeddings: np.ndarray) -> np.ndarray:
-    embeddings = np.asarray(embeddings, dtype=np.float64)
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

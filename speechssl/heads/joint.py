@@ -23,6 +23,7 @@ class JointObjective(nn.Module):
     """
 
     whole_clips = True  # a transcript belongs to the whole clip
+    needs_voice = True
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class ClassifyObjective(nn.Module):
     """
 
     whole_clips = False  # a part of a clip has the label of the whole
+    needs_voice = True
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class ClassifyObjective(nn.Module):
         """
         super().__init__()
         _check(layers=layers, pooling=pooling, loss=loss, tdnn=tdnn, sub_centres=sub_centres)
+        _check_margin(scale=scale, margin=margin)
         self.labels, self.label_key = list(labels), label
         self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if layers == "weighted" else None
         size = encoder.hidden_size
@@ -96,13 +98,13 @@ class ClassifyObjective(nn.Module):
     @staticmethod
     def data_options(utterances: Sequence[Utterance], *, label: str, **_: object) -> dict[str, list[str]]:
         """What the training manifest decides: the labels."""
-        found = {str(u.fields[label]) for u in utterances if u.fields.get(label) is not None}
+        found = {u.label(label) for u in utterances} - {None}
         if len(found) < 2:
             raise UserError(
-                f"the training manifest has {len(found)} different values of {label!r}, a classifier needs two; "
-                "check the column's name (label=) and the manifest"
+                f"{getattr(utterances, 'path', 'the training manifest')} has {len(found)} different values of "
+                f"{label!r}, a classifier needs two; check the column's name (label=) and the manifest"
             )
-        heard = {str(u.fields.get(label)) for u in utterances if u.duration_s >= VOICE_S}
+        heard = {u.label(label) for u in utterances if u.duration_s >= VOICE_S}
         if found - heard:
             raise UserError(
                 f"the {label} {min(found - heard)!r} has no clip of {VOICE_S} s or more, which a voice takes: give "
@@ -112,15 +114,15 @@ class ClassifyObjective(nn.Module):
 
     def target(self, utterance: Utterance) -> Tensor:
         """int64 [1]: the label of a clip."""
-        return torch.tensor([self.labels.index(str(utterance.fields[self.label_key]))])
+        return torch.tensor([self.labels.index(utterance.label(self.label_key))])
 
     def check(self, utterance: Utterance, num_frames: int) -> str | None:
         """Why a clip cannot be trained on, or None."""
-        value = utterance.fields.get(self.label_key)
+        value = utterance.label(self.label_key)
         if value is None:
             return f"it has no {self.label_key!r}"
-        if str(value) not in self.labels:
-            return f"its {self.label_key} {str(value)!r} does not occur in the training manifest"
+        if value not in self.labels:
+            return f"its {self.label_key} {value!r} does not occur in the training manifest"
         return (
             None if utterance.duration_s >= VOICE_S else f"its {utterance.duration_s:.3f} s are too short for a voice"
         )
@@ -195,3 +197,10 @@ def _check(*, layers: str, pooling: str, loss: str, tdnn: Sequence[int], sub_cen
         raise UserError(f"task.tdnn={list(tdnn)} must be at most five channel counts, each 1 or more")
     if sub_centres < 1:
         raise UserError(f"task.sub_centres={sub_centres} must be 1 or more")
+
+
+def _check_margin(*, scale: float, margin: float) -> None:
+    if scale <= 0:
+        raise UserError(f"task.scale={scale:g} must be more than 0: the papers have 30 or 64")
+    if not 0 <= margin <= 1:
+        raise UserError(f"task.margin={margin:g} must be from 0 to 1: the papers have 0.2 to 0.5")

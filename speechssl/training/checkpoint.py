@@ -127,28 +127,31 @@ def verify(folder: Path) -> None:
             raise UserError(f"{folder / name} {state}; use another checkpoint")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint; one that is too large or too deep is a UserError as any that is damaged."""
+def read_json(path: Path, *, instead: str = "use another checkpoint") -> dict[str, Any]:
+    """A JSON object; one that is too large or too deep is a UserError as any that is damaged.
+
+    `instead` is what the user is advised then.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; use another checkpoint")
+            raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; {instead}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from error
+        raise UserError(f"{path} cannot be read ({error}); {instead}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object; use another checkpoint")
+        raise UserError(f"{path} does not hold a JSON object; {instead}")
     return content
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+def read_tensors(path: Path, *, instead: str = "use another checkpoint") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; a UserError that advises `instead` where it is damaged."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if path.stat().st_size > memory:
             raise UserError(f"{path} is larger than this machine's memory, {memory >> 30} GiB; use a larger machine")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from error
+        raise UserError(f"{path} cannot be read ({error}); {instead}") from error
 
 
 def build_model(checkpoint: Checkpoint) -> tuple[Encoder, nn.Module]:

@@ -90,6 +90,7 @@ def build_loader(
         mix_temperature=data.mix_temperature,
         shuffle_buffer=data.shuffle_buffer,
         augment=augment,
+        needs_voice=getattr(objective, "needs_voice", False),
         rank=world.rank if world else 0,
         world_size=world.size if world else 1,
     )

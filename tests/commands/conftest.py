@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 
-from speechssl import cli
+from speechssl import cli, manifest
 
 SMALL_RUN = (
     "data.num_workers=0",
@@ -66,6 +67,18 @@ def finetune(speechssl, small_model, tmp_path) -> Callable[..., SimpleNamespace]
         return speechssl("finetune", *given, *model, *SMALL_RUN, *overrides)
 
     return run
+
+
+@pytest.fixture
+def silence() -> Callable[[Path, int], None]:
+    """`silence(manifest, i)`: nothing is to be heard in its clip i any more."""
+
+    def write(path: Path, i: int) -> None:
+        clip = list(manifest.Manifest(path))[i]
+        audio, rate = soundfile.read(clip.audio_path)
+        soundfile.write(clip.audio_path, 0 * audio, rate)
+
+    return write
 
 
 @pytest.fixture

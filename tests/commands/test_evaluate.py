@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from speechssl import cli, manifest
+from speechssl import cli, enrolment, manifest
 from speechssl.decoding.ngram import estimate
+from speechssl.identifier import Identifier
 
 
 @pytest.fixture
@@ -283,7 +285,12 @@ def test_a_cohort_normalises_the_scores(evaluate, corpus, voice_model, tmp_path)
     assert evaluate(voice_model, f"cohort={cohort}", "cohort_top=2")[0] == 0
     metrics, _ = results(tmp_path, "scores.jsonl")
     assert metrics["score"] == "AS-norm" and metrics["num_trials"] == 6
-    assert not (tmp_path / "out" / "calibration.json").exists()
+    # `identify` finds the cohort beside the calibration: the clips that were tested, under other names.
+    calibration, kept = enrolment.read_calibration(tmp_path / "out" / "calibration.json", voice_model)
+    files = [tmp_path / "data" / f"{i}.wav" for i in range(4)]
+    clips = np.stack([Identifier(voice_model).embed_clip(path).numpy() for path in files])
+    assert calibration.cohort_top == kept.top == 2
+    np.testing.assert_allclose(kept.directions, clips / np.linalg.norm(clips, axis=1, keepdims=True), atol=1e-6)
     cohort.write_text(tested.replace("ann", "eve"))
     code, _, err = evaluate(voice_model, f"cohort={cohort}")
     assert code == 2 and "data.test and cohort must have no speaker in common, and 'bob'" in err

@@ -156,6 +156,15 @@ def test_faults_of_labels_are_one_sentence(finetune, write_corpus):
     assert "valid/0.wav: its speaker 'dan' does not occur in the training manifest" in stranger.sentence
 
 
+def test_silence_says_nothing_of_a_speaker(finetune, write_corpus, silence):
+    train = write_corpus()
+    silence(train, 2)
+    result = finetune(train, "task=speaker")
+    assert result.code == 2 and "train/2.wav: is silence, in which there is no voice" in result.sentence
+    allowed = finetune(train, "task=speaker", "data.max_broken_share=0.5")
+    assert allowed.code == 0 and "2.wav: is silence" in allowed.err
+
+
 def test_a_damaged_init_is_refused_by_name(finetune, pretrained, tmp_path):
     weights = pretrained / "checkpoints" / "last" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -86,6 +86,32 @@ def test_with_a_calibration_two_recordings_are_the_same_or_not(identify, audio_t
     assert (code, out) == (2, "") and "no calibration" in err
 
 
+def test_the_prior_decides_and_one_that_nothing_passes_is_said(identify, audio_tools, tmp_path):
+    """A weak calibration: likelihood ratio 2 s - 0.5, so even a cosine of 1 has odds of e^1.5 / 19 at 5 %."""
+    content = {"scale": 2.0, "offset": -0.5, "p_target": 0.05, "num_trials": 9, "num_target_trials": 3}
+    (tmp_path / "calibration.json").write_text(json.dumps(content))
+    path = audio_tools.save(tmp_path / "x.wav", audio_tools.spell("aaa"))
+    given = (f"audio={path}", f"other={path}", f"calibration={tmp_path / 'calibration.json'}")
+    code, out, err = identify(*given)
+    assert (code, out.split()[0]) == (0, "different") and "p_target=0.05" in err and "larger p_target" in err
+    assert float(out.split()[2]) == pytest.approx(1 / (1 + 19 * math.exp(-1.5)), abs=1e-4)
+    code, out, err = identify(*given, "p_target=0.5")
+    assert (code, out.split()[0]) == (0, "same") and "p_target" not in err
+    assert float(out.split()[2]) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=1e-4)
+    for useless in ("p_target=0.5", f"calibration={tmp_path / 'calibration.json'}"):
+        code, _, err = identify(f"audio={path}", useless)
+        assert code == 2 and "give other=" in err
+
+
+@pytest.mark.parametrize("missing", ["calibration", "voices"])
+def test_a_file_that_is_missing_is_one_sentence(identify, audio_tools, tmp_path, missing):
+    path = audio_tools.save(tmp_path / "x.wav", audio_tools.spell("aaa"))
+    others = [f"other={path}"] if missing == "calibration" else []
+    code, out, err = identify(f"audio={path}", f"{missing}={tmp_path / 'gone'}", *others)
+    assert (code, out) == (2, "") and "gone" in err and len(err.strip().splitlines()) == 1
+    assert "speechssl evaluate" in err if missing == "calibration" else "speechssl enrol" in err
+
+
 def test_without_a_calibration_the_cosine_is_all_and_it_says_so(identify, audio_tools, tmp_path):
     path = audio_tools.save(tmp_path / "x.wav", audio_tools.spell("aaa"))
     code, out, err = identify(f"audio={path}", f"other={path}")
@@ -112,6 +138,15 @@ def test_enrolled_voices_are_named_and_a_stranger_is_unknown(
         assert code == 0
         found[text] = out.split()[0]
     assert found == {"aaaaaa": "eve", "bbbbbb": "fay", "cccccc": "unknown"}
+    cohort = (tmp_path / "family" / "enrol.jsonl").read_text().replace("eve", "gus").replace("fay", "hal")
+    (tmp_path / "family" / "cohort.jsonl").write_text(cohort)
+    given = (*given, f"cohort={tmp_path / 'family' / 'cohort.jsonl'}", "cohort_top=3")
+    assert cli.main(["enrol", "checkpoint=run", *given]) == 0
+    capsys.readouterr()
+    code, out, _ = identify(f"audio={tmp_path / 'aaaaaa.wav'}", f"voices={tmp_path / 'voices'}")
+    assert code == 0 and out.split()[0] == "eve"
+    assert cli.main(["enrol", "checkpoint=run", *given, f"calibration={tmp_path / 'x.json'}"]) == 2
+    assert "drop it, or cohort=" in capsys.readouterr().err
     code, _, err = identify(f"audio={path}", f"voices={tmp_path / 'voices'}", f"other={path}")
     assert code == 2 and "drop it, or other=" in err
 
@@ -123,4 +158,4 @@ def test_what_holds_no_voice_is_one_sentence(identify, audio_tools, tmp_path, te
     waveform = audio_tools.spell(text)[:num_samples] if word != "silence" else 0 * audio_tools.spell("aaa")
     path = audio_tools.save(tmp_path / "x.wav", waveform)
     code, out, err = identify(f"audio={path}")
-    assert (code, out) == (2, "") and word in err.splitlines()[-1]
+    assert (code, out) == (2, "") and word in err and len(err.strip().splitlines()) == 1

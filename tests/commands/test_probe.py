@@ -41,6 +41,15 @@ def test_every_layer_and_both_floors(probe, write_corpus, tmp_path):
     assert "random encoder" in (tmp_path / "out" / "probe.svg").read_text()
 
 
+def test_silence_is_named(probe, write_corpus, silence):
+    manifest = write_corpus("clips")
+    silence(manifest, 1)
+    done, _ = probe(manifest)
+    assert done.code == 2 and "clips/1.wav: is silence" in done.sentence
+    done, _ = probe(manifest, "target=characters", "floors=false")  # it says nothing, which can be written
+    assert done.code == 0
+
+
 def test_characters(probe, write_corpus):
     done, found = probe(write_corpus("clips"), "target=characters", "floors=false")
     assert done.code == 0 and found["metric"] == "cer" and found["num_outputs"] == 3  # the blank, a and b

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from speechssl.errors import UserError
 from speechssl.evaluation import speaker, verification
-from speechssl.evaluation.verification import Calibration, as_norm, calibrate, draw_trials, figures, trial_names
-
-
-def test_as_norm_is_the_papers_formula():
-    """Each side against its own nearest three of the cohort, one trial after the other."""
-    rng = np.random.default_rng(0)
-    clips, cohort = rng.normal(size=(8, 5)), rng.normal(size=(11, 5))
-    first, second, _ = draw_trials(np.arange(8))
-
-    def cosine(a, b):
-        return a @ b / np.sqrt((a @ a) * (b @ b))
-
-    expected = []
-    for i, j in zip(first, second, strict=True):
-        sides = []
-        for k in (i, j):
-            nearest = np.sort([cosine(clips[k], other) for other in cohort])[-3:]
-            sides.append((cosine(clips[i], clips[j]) - nearest.mean()) / nearest.std())
-        expected.append(sum(sides) / 2)
-    np.testing.assert_allclose(as_norm(clips, first, second, cohort, top=3), expected, rtol=1e-10)
-    whole = as_norm(clips, first, second, cohort, top=11)
-    np.testing.assert_allclose(as_norm(clips, first, second, cohort, top=500), whole)
-    with pytest.raises(UserError, match="two or more"):
-        as_norm(clips, first, second, cohort[:1], top=3)
+from speechssl.evaluation.verification import Calibration, calibrate, draw_trials, figures, read_trials, trial_names
 
 
 def test_calibration_is_logistic_regression():
@@ -59,6 +38,13 @@ def test_calibration_where_a_threshold_divides_without_error():
     for wrong in ({}, {**found.to_dict(), "scale": -1.0}, {**found.to_dict(), "p_target": 1.0}):
         with pytest.raises(UserError, match="no calibration"):
             Calibration.from_dict(wrong, "x")
+
+
+def test_a_threshold_above_a_cosine_of_one_is_said():
+    """Likelihood ratio 2 s - 0.5: even odds at 0.25, 19 to 1 against at 0.25 + log(19) / 2 = 1.72."""
+    weak = Calibration(scale=2.0, offset=-0.5, p_target=0.05, num_trials=9, num_target_trials=3)
+    assert "p_target=0.05" in weak.doubt and "1.72" in weak.doubt
+    assert replace(weak, p_target=0.5).doubt is None and replace(weak, cohort_top=300).doubt is None
 
 
 def test_intervals_hold_the_figure_and_narrow_with_speakers():
@@ -90,7 +76,7 @@ def test_one_kind_of_pair_gives_no_figure(caplog):
     _, _, is_target = draw_trials(np.array(["a", "b", "c"]))
     found = figures(np.zeros(3), is_target, np.zeros((2, 3)), p_target=0.05)
     assert found["eer"] is None and found["num_target_trials"] == 0
-    assert "two test clips" in caplog.text
+    assert "two clips of data.test" in caplog.text
 
 
 def test_a_draw_is_near_all_pairs():
@@ -109,6 +95,12 @@ def test_a_clip_is_called_by_its_id_or_an_end_of_its_path_that_is_its_alone(tmp_
     names = trial_names(["one", "two"], paths)
     assert names["one"] == 0 and names["id2/v/1.wav"] == 1 and names[str(paths[0])] == 0
     assert "1.wav" not in names and "v/1.wav" not in names
+
+
+def test_a_trial_of_a_clip_with_itself_is_said(tmp_path, caplog):
+    (tmp_path / "trials.txt").write_text("1 one one\n1 one two\n0 two three\n")
+    read_trials(tmp_path / "trials.txt", {"one": 0, "two": 1, "three": 2})
+    assert "1 trials are of a clip with itself" in caplog.text
 
 
 def test_the_det_chart_is_an_svg(tmp_path):

@@ -95,6 +95,7 @@ def test_fifty_milliseconds_are_no_voice(build, tmp_path):
         ({"speaker": "bob"}, None),
         ({"speaker": None}, "it has no 'speaker'"),
         ({}, "it has no 'speaker'"),
+        ({"speaker": ""}, "it has no 'speaker'"),
         ({"speaker": "dan"}, "its speaker 'dan' does not occur in the training manifest"),
     ],
 )
@@ -157,6 +158,8 @@ def test_the_margin_rises_and_is_for_training_only(build, batch):
         ({"loss": "hinge"}, "task.loss=hinge"),
         ({"tdnn": [8] * 6}, "at most five"),
         ({"sub_centres": 0}, "task.sub_centres=0"),
+        ({"loss": "aam_softmax", "scale": 0.0}, "task.scale=0 must be more than 0"),
+        ({"loss": "am_softmax", "margin": -5.0}, "task.margin=-5 must be from 0 to 1"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(build, options, words):
