@@ -22,6 +22,8 @@ log = logging.getLogger("speechssl")
 
 # Clips that are shown with their audio, the audio of each at most, seconds, and confusions of each kind.
 SHOWN, AUDIO_S, CONFUSIONS = 8, 15.0, 10
+# Speakers with the highest WER that are named.
+WORST = 20
 # By what `evaluate`, `probe` and `embed` are known.
 WRITTEN = ("metrics.json", "probe.json", "embeddings.jsonl")
 
@@ -55,6 +57,8 @@ class Evaluation:
     Attributes:
         name: its folder, below the run's.
         metrics: metrics.json, if there is one.
+        facts: what verification was measured on, in words, by name.
+        tables: by title, a head and rows of text: WER by speaker and length, what each layer knows.
         intervals: for each rate, its value, and the bounds that hold 95 % of resampled test sets (None for one clip).
         confusions: commonest (reference, hypothesis, count), words first, then characters.
         clips: some recordings, the worst first.
@@ -64,6 +68,8 @@ class Evaluation:
 
     name: str
     metrics: dict[str, Any]
+    facts: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
     intervals: dict[str, Rate] = field(default_factory=dict)
     confusions: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     clips: list[Clip] = field(default_factory=list)
@@ -88,6 +94,12 @@ def _read(folder: Path, run_dir: Path) -> Evaluation:
         _compare(found, hypotheses)
     if scores:
         _confuse(found, [row for row in scores if "label" in row and "prediction" in row])
+    _verify(found)
+    for group in ("speaker", "length"):
+        _by_group(found, group)
+    path = folder / "probe.json"
+    if path.exists():
+        _layers(found, json.loads(path.read_text(encoding="utf-8")))
     for path in sorted(folder.glob("*.svg")):
         found.drawings[path.stem] = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return found
@@ -119,6 +131,48 @@ def _compare(found: Evaluation, rows: list[dict[str, Any]]) -> None:
     for i in _spread(order):
         clips[i].audio = _audio(rows[i])
         found.clips.append(clips[i])
+
+
+def _verify(found: Evaluation) -> None:
+    """The rates of verification, and what they were measured on."""
+    values = found.metrics
+    if values.get("speaker_attributed_wer") is not None:
+        found.intervals["Speaker-attributed WER"] = values["speaker_attributed_wer"], None, None
+    if values.get("eer") is None:
+        return
+    found.intervals["EER"] = values["eer"], *(values.get("eer_interval") or (None, None))
+    found.facts["minDCF"] = f"{values['min_dcf']:.3f}"
+    if values.get("min_dcf_interval"):
+        found.facts["minDCF"] += " ({:.3f} to {:.3f})".format(*values["min_dcf_interval"])
+    found.facts["minDCF"] += f" where {100 * values['p_target']:g} % of pairs are by one speaker"
+    found.facts["trials"] = f"{values['num_trials']:,}, {values['num_target_trials']:,} by one speaker"
+    found.facts["score"] = values.get("score", "cosine")
+
+
+def _by_group(found: Evaluation, group: str) -> None:
+    """The table of WER by speaker, the worst first, or by length."""
+    rows = list((found.metrics.get(f"wer_by_{group}") or {}).items())
+    if group == "speaker":
+        rows = sorted(rows, key=lambda row: -(row[1] or 0.0))
+    if len(rows) > 1:
+        title = f"WER by {group}" + (f", the worst {WORST}" if len(rows) > WORST else "")
+        cells = [[name, "–" if rate is None else f"{100 * rate:.1f}"] for name, rate in rows[:WORST]]
+        found.tables[title] = [group, "WER, %"], cells
+
+
+def _layers(found: Evaluation, content: dict[str, Any]) -> None:
+    """The table of a probe."""
+    has_eer = any(row.get("eer") is not None for row in content["results"])
+    head = ["source", "layer", f"{content['metric']}, %", "95 %", "rate"] + (["EER, %", "minDCF"] if has_eer else [])
+    rows = []
+    for row in content["results"]:
+        low, high = row["interval"]
+        shares = f"{100 * row['test']:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"
+        cells = [row["source"], row["layer"], *shares, f"{row['lr']:g}"]
+        if has_eer:
+            cells += ["–", "–"] if row.get("eer") is None else [f"{100 * row['eer']:.1f}", f"{row['min_dcf']:.3f}"]
+        rows.append(cells)
+    found.tables["What each layer knows"] = head, rows
 
 
 def _normalisation(said: str) -> Normalisation:

@@ -33,7 +33,15 @@ GROUPS = {
 }
 LEFT_OUT = ("loss_feature_penalty", "grad_norm/", "weight_", "valid_chance", "valid_gumbel")
 # What an objective is called at the beginning of a sentence.
-NAMES = {"wav2vec2": "wav2vec 2.0", "ctc": "The recogniser", "classify": "The classifier", "hubert": "HuBERT"}
+NAMES = {
+    "wav2vec2": "wav2vec 2.0",
+    "hubert": "HuBERT",
+    "ctc": "The recogniser",
+    "ctc_speaker": "The recogniser",
+    "semi": "The recogniser",
+    "distil": "The student",
+    "classify": "The classifier",
+}
 # Points of a curve that are drawn, and rows of its table.
 POINTS, ROWS = 400, 12
 
@@ -184,11 +192,11 @@ def _table(runs: list[Run]) -> list[tuple[str, list[str]]]:
     tests = dict.fromkeys(test.name for run in runs for test in run.evaluations)
     for name in tests:
         found = [next((test for test in run.evaluations if test.name == name), None) for run in runs]
-        for rate in ("WER", "CER"):
+        for rate in ("WER", "CER", "Speaker-attributed WER", "EER"):
             if any(test and rate in test.intervals for test in found):
                 cells = [test.intervals.get(rate) if test else None for test in found]
                 rows.append((f"{name}: {rate}", [_rate(cell) for cell in cells]))
-        for key in ("accuracy", "eer", "min_dcf"):
+        for key in ("accuracy", "min_dcf"):
             if any(test and test.metrics.get(key) is not None for test in found):
                 rows.append((f"{name}: {key}", [_figure(test.metrics.get(key)) if test else "–" for test in found]))
     return rows

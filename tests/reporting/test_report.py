@@ -222,12 +222,48 @@ def test_a_classifier_has_a_confusion_matrix(make_run):
     assert charts.matrix(test.labels, test.counts).startswith("<svg")
 
 
+def test_verification_is_shown_with_what_it_was_measured_on(make_run):
+    """And the WER of each speaker, the worst first."""
+    run = make_run()
+    (run / "veri").mkdir()
+    figures = {"eer": 0.026, "eer_interval": [0.002, 0.035], "min_dcf": 0.1225, "min_dcf_interval": [0.02, 0.21]}
+    counts = {"p_target": 0.05, "num_trials": 3003, "num_target_trials": 39, "score": "AS-norm"}
+    rates = {"speaker_attributed_wer": 0.4, "wer_by_speaker": {"ann": 0.25, "bob": 0.5}}
+    (run / "veri" / "metrics.json").write_text(json.dumps({**figures, **counts, **rates, "num_utterances": 78}))
+    [test] = [one for one in evaluations.find(run) if one.name == "veri"]
+    assert test.tables == {"WER by speaker": (["speaker", "WER, %"], [["bob", "50.0"], ["ann", "25.0"]])}
+    render(f"run_dir={run}")
+    html = (run / "report.html").read_text(encoding="utf-8")
+    for part in (
+        "<strong>2.6 %</strong>",
+        "0.2 % to 3.5 %",
+        "0.122 (0.020 to 0.210) where 5 % of pairs are by one speaker",
+        "3,003, 39 by one speaker",
+        "AS-norm",
+        "<dt>Speaker-attributed WER</dt><dd><strong>40.0 %</strong>",
+    ):
+        assert part in html, part
+
+
+def test_a_probe_is_shown_layer_by_layer(make_run):
+    run = make_run()
+    (run / "probe").mkdir()
+    row = {"source": "encoder", "layer": "0", "lr": 0.01, "test": 0.813, "interval": [0.765, 0.857]}
+    row |= {"eer": 0.021, "min_dcf": 0.109}
+    weighted = {**row, "layer": "weighted", "eer": None, "min_dcf": None}
+    (run / "probe" / "probe.json").write_text(json.dumps({"metric": "accuracy", "results": [row, weighted]}))
+    [test] = [one for one in evaluations.find(run) if one.name == "probe"]
+    head, rows = test.tables["What each layer knows"]
+    assert head == ["source", "layer", "accuracy, %", "95 %", "rate", "EER, %", "minDCF"]
+    assert rows[0] == ["encoder", "0", "81.3", "76.5–85.7", "0.01", "2.1", "0.109"] and rows[1][5:] == ["–", "–"]
+
+
 def test_drawings_of_probes_and_maps_are_shown_too(make_run):
     run = make_run()
     vectors = ("vectors/mean", "embeddings.jsonl", "map.svg")
     for folder, name, drawing in (("probe", "probe.json", "probe.svg"), vectors):
         (run / folder).mkdir(parents=True)
-        (run / folder / name).write_text("{}")
+        (run / folder / name).write_text('{"metric": "accuracy", "results": []}')
         (run / folder / drawing).write_text("<svg/>")
     found = {test.name: list(test.drawings) for test in evaluations.find(run)}
     assert found == {"probe": ["probe"], "test": [], "vectors/mean": ["map"]}
