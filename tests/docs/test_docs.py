@@ -21,7 +21,7 @@ from speechssl.config import compose
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # In the order in which one makes what another needs.
-GUIDES = ("index", "own-recordings", "no-gpu", "many-gpus", "from-fairseq", "from-huggingface", "watching")
+GUIDES = ("index", "own-recordings", "speakers", "no-gpu", "many-gpus", "from-fairseq", "from-huggingface", "watching")
 BLOCK = re.compile(r"(<!-- only checked: [^>]+-->\n)?^```(?:bash|sh|console)\n(.*?)^```", flags=re.S | re.M)
 SMALL = (
     *("model.encoder.hidden_size=16", "model.encoder.num_layers=2", "model.encoder.num_heads=2"),
@@ -54,17 +54,18 @@ def test_the_guides_are_all_there():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with RECORDINGS of two speakers, each with its transcript."""
+    """A folder with RECORDINGS of two speakers, each with its transcript, and OTHERS of two more without."""
     place = tmp_path_factory.mktemp("guide")
     random = np.random.default_rng(0)
-    for i in range(16):
-        clip = place / "RECORDINGS" / ("ann", "bob")[i % 2] / f"{i}.wav"
+    for i in range(32):
+        clip = place / ("RECORDINGS/ann", "RECORDINGS/bob", "OTHERS/eve", "OTHERS/fay")[i % 4] / f"{i // 4 + 1}.wav"
         clip.parent.mkdir(parents=True, exist_ok=True)
-        time = np.arange(16_000 + 800 * i) / 16_000
+        time = np.arange(16_000 + 400 * i) / 16_000
         soundfile.write(
-            clip, 0.2 * np.sin(2 * np.pi * (200 + 40 * i) * time) + 0.02 * random.standard_normal(len(time)), 16_000
+            clip, 0.2 * np.sin(2 * np.pi * (200 + 20 * i) * time) + 0.02 * random.standard_normal(len(time)), 16_000
         )
-        clip.with_suffix(".txt").write_text("ab" if i % 2 else "ba ab")
+        if clip.parts[-3] == "RECORDINGS":
+            clip.with_suffix(".txt").write_text("ab" if i % 2 else "ba ab")
     return place
 
 
