@@ -99,7 +99,7 @@ RANGES = (
     ("0 or more", lambda x: x >= 0, ("lora_rank", "adapter_size", "recurrent_size")),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, ("dropout", "layer_drop", "probability")),
     ("more than 0", lambda x: x > 0, ("cohort_top", "batch_clips")),
-    ("more than 0", lambda x: x > 0, ("shard_mib", "segment_s")),
+    ("more than 0", lambda x: x > 0, ("shard_mib", "segment_s", "data.batches")),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("_share", "min_confidence")),
     ("more than 0", lambda x: x > 0, ("beam_size", "beam_threshold", "nbest", "order", "jobs")),
     ("above 0 and below 1", lambda x: 0 < x < 1, ("p_target",)),

@@ -16,6 +16,8 @@ from speechssl.types import Batch, Utterance
 
 # What batch=uneven is, seconds.
 UNEVEN = (1.0, 3.0, 5.0, 8.0, 12.0, 15.0)
+# Of a batch, seconds.
+MOST_S = 86_400
 # Characters a second in the transcripts, about as in read English.
 LABEL_RATE = 14
 # Of each clip, root of the mean square: -26 dB of full scale, as speech is levelled.
@@ -33,6 +35,8 @@ def clip_seconds(text: str) -> list[float]:
     even, listed = re.fullmatch(rf"(\d+)x({_NUMBER})", text), re.fullmatch(r"\[(.*)\]", text)
     if text == "uneven":
         found = list(UNEVEN)
+    elif even and int(even[1]) * float(even[2]) > MOST_S:
+        raise UserError(f"batch={text} is more than a day of audio: give fewer or shorter clips")
     elif even:
         found = [float(even[2])] * int(even[1])
     elif listed and all(re.fullmatch(_NUMBER, item.strip()) for item in listed[1].split(",")):

@@ -119,6 +119,7 @@ def count_flops(step: Callable[[], object]) -> int:
     """
     aten = torch.ops.aten
     formulas = {
+        aten.addmm_: _added_product_flops,  # in place, it has no formula of torch's
         aten.convolution_backward: _convolution_backward_flops,
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
@@ -126,6 +127,10 @@ def count_flops(step: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         step()
     return counter.get_total_flops()
+
+
+def _added_product_flops(_sum_shape, rows_shape, columns_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * rows_shape.numel() * columns_shape[1]
 
 
 def _convolution_backward_flops(gradient_shape, _x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:

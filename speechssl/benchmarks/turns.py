@@ -18,6 +18,7 @@ from speechssl import threads
 from speechssl.benchmarks.clips import clip_seconds, padding_share
 from speechssl.benchmarks.worker import OURS, PEER, Verifier, Worker
 from speechssl.errors import UserError
+from speechssl.planning import cost
 
 
 class Child:
@@ -95,6 +96,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         "clip_seconds": clips,
         "audio_seconds": sum(clips),
         "padding_share": padding_share(clips),
+        "padding_cost": _padding_cost(settings, clips),
         "precision": settings["trainer"]["precision"],
         **machine,
         "versions": _versions(sides),
@@ -151,6 +153,13 @@ def _result(seconds: list[float], facts: dict[str, Any], audio_seconds: float, p
         **facts,
         "mfu": facts["flops"] / median / peak,
     }
+
+
+def _padding_cost(settings: dict[str, Any], clips: list[float]) -> float:
+    """How many times the encoder's operations a padded batch would take, counted."""
+    trains = settings["what"] == "pretrain"
+    padded = cost.of_encoder(settings["model"], [max(clips)] * len(clips), trains=trains)
+    return padded / cost.of_encoder(settings["model"], clips, trains=trains)
 
 
 def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:

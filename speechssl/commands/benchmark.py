@@ -16,6 +16,7 @@ beside the loaders of transformers and SpeechBrain; and how long a training step
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import sys
@@ -32,6 +33,8 @@ from speechssl.benchmarks.turns import measure
 from speechssl.benchmarks.worker import OURS, PEER
 from speechssl.config import plain
 from speechssl.errors import UserError
+from speechssl.interop import foreign
+from speechssl.models.encoder import EncoderConfig
 from speechssl.models.lengths import num_frames
 
 
@@ -46,12 +49,22 @@ def run(config: DictConfig) -> None:
         _check(settings)
     out = Path(config.json) if config.json else None
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch()  # a place that cannot be written shows now, not after the measurement
+        _open(out)
     report = collect(settings)
     if out:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(report)
+
+
+def _open(path: Path) -> None:
+    """A place that cannot be written shows now, not after the measurement."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    except OSError as error:
+        raise UserError(f"json={path} cannot be written ({error.strerror}); give a file in a folder of yours") from None
 
 
 def _print_sides(report: dict[str, Any]) -> None:
@@ -63,6 +76,9 @@ def _check_loading(settings: dict[str, Any]) -> None:
     unknown = [name for name in settings["data"]["formats"] if name not in loading.FORMATS]
     if unknown or not settings["data"]["formats"]:
         raise UserError(f"data.formats has {unknown or 'nothing'}: give some of {', '.join(loading.FORMATS)}")
+    workers = settings["data"]["workers"]
+    if not workers or min(workers) < 0:
+        raise UserError(f"data.workers={workers} must be numbers of workers, 0 or more, at least one of them")
     if settings["peer"]:
         loading_peers.chosen(settings["peer"])
 
@@ -105,6 +121,12 @@ def _check(settings: dict[str, Any]) -> None:
         raise UserError(f"peer={PEER} needs it installed: run `{sys.executable} -m pip install 'transformers>=5,<6'`")
     if peer and settings["objective"]["name"] != "wav2vec2":
         raise UserError(f"{PEER} has no objective {settings['objective']['name']}: drop peer, or take wav2vec2")
+    peculiarity = foreign.peculiarity(EncoderConfig.from_dict(encoder)) if peer else None
+    if peculiarity:
+        raise UserError(f"the encoder {peculiarity}, and {PEER} has none like it: drop peer, or that option")
+    for key in ("threads", "at_once"):
+        if settings[key] is not None and settings[key] != int(settings[key]):
+            raise UserError(f"{key}={settings[key]} must be a whole number")
     needed = settings["objective"].get("mask_span", 1) if settings["what"] == "pretrain" else 1
     for seconds in clip_seconds(settings["batch"]):
         samples = round(seconds * settings["model"]["sample_rate"])
@@ -148,7 +170,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{report['processor']}, {report['device']}, {report['threads']} threads, matmul peak "
         f"{report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s, torch {report['versions']['torch']}",
-        f"padded, {report['padding_share']:.0%} of this batch would be padding",
+        f"padded, {report['padding_share']:.0%} of this batch would be padding, and the encoder would compute "
+        f"{report['padding_cost']:.2f} times as much",
     ]
     if "verify" in report:
         lines.append(f"losses of both sides differ by {report['verify']['relative_difference']:.1e} (relative)")

@@ -58,12 +58,9 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{config.source} is in our own format already; give format=huggingface or torchaudio")
         checkpoint = simplify(checkpoint)
         encoder = EncoderConfig.from_dict(checkpoint.config["encoder"])
-        if encoder.feature_encoder != "conv":
-            raise UserError(f"{config.source} begins with a log-mel spectrum, which no other format here can hold")
-        if encoder.context != "transformer" or encoder.causal:
-            raise UserError(f"{config.source} sees the past alone, which no other format here can hold")
-        if encoder.hourglass > 1:
-            raise UserError(f"{config.source} is an hourglass, which no other format here can hold")
+        peculiarity = foreign.peculiarity(encoder)
+        if peculiarity:
+            raise UserError(f"{config.source} {peculiarity}, which no other format here can hold")
     rate = checkpoint.config["sample_rate"]
     recordings = [audio.load(config.audio, sample_rate=rate)] if config.audio else []
     temporary = out.with_name(f".tmp_{out.name}")

@@ -58,6 +58,15 @@ class Foreign:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
+def peculiarity(encoder: EncoderConfig) -> str | None:
+    """What an encoder does that none of another toolkit does, in words, or None."""
+    if encoder.feature_encoder != "conv":
+        return "begins with a log-mel spectrum"
+    if encoder.context != "transformer" or encoder.causal:
+        return "sees the past alone"
+    return "is an hourglass" if encoder.hourglass > 1 else None
+
+
 def is_foreign(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a model of another toolkit: hf:NAME, a file, or a folder whose config.json says so."""
     if str(path).startswith(HUB) or Path(path).is_file():

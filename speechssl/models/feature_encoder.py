@@ -172,11 +172,15 @@ class FeatureEncoder(nn.Module):
             bias = torch.zeros_like(weight[:, 0]) if first.bias is None else first.bias
             return weight.T[None], bias[None, None]
         statistics = [_patch_statistics(clip, first.kernel, first.stride) for clip in clips]
-        mean = torch.stack([m for m, _ in statistics]).to(weight) @ weight.T  # [B, C]
-        covariance = torch.stack([c for _, c in statistics]).to(weight)  # [B, kernel, kernel]
-        variance = ((covariance @ weight.T) * weight.T).sum(1)  # [B, C]
-        scale = first.norm.weight * (variance.clamp_min(0.0) + first.norm.eps).rsqrt()
-        return weight.T * scale[:, None], (first.norm.bias - mean * scale)[:, None]
+        # In bf16, and where a filter passes little of a clip in fp32 too, the sum would be lost in its large terms.
+        with torch.autocast(weight.device.type, enabled=False):
+            weight = weight.double()
+            mean = torch.stack([m for m, _ in statistics]) @ weight.T  # [B, C]
+            covariance = torch.stack([c for _, c in statistics])  # [B, kernel, kernel]
+            variance = ((covariance @ weight.T) * weight.T).sum(1)  # [B, C]
+            scale = first.norm.weight * (variance.clamp_min(0.0) + first.norm.eps).rsqrt()
+            folded = weight.T * scale[:, None], (first.norm.bias - mean * scale)[:, None]
+        return folded[0].to(first.weight), folded[1].to(first.weight)
 
 
 def require_length(num_samples: list[int], field: int) -> None:

@@ -97,6 +97,15 @@ def of_step(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequ
     return Work(**total, parameters=_parameters(encoder, objective), clips=len(frames))
 
 
+def of_encoder(model: dict[str, Any], clip_seconds: Sequence[float], *, trains: bool) -> float:
+    """Operations of the encoder alone, forward and, if it `trains`, backward."""
+    encoder = model["encoder"]
+    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
+    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    parts = _front(encoder, frames, samples, trains=trains), _context(encoder, frames, trains=trains)
+    return sum(part.get(kind, 0.0) for part in parts for kind in ("convolutions", "products", "attention"))
+
+
 def _heard(objective: dict, clip_seconds: Sequence[float]) -> list[float]:
     """Seconds of what goes through the encoder: the clips, or two crops of each."""
     if "crop_s" in objective:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechssl.benchmarks import meters
+from speechssl.models.convolution import convolve_gelu
 
 CPU = torch.device("cpu")
 
@@ -20,6 +21,15 @@ def test_operations_of_a_matrix_product():
     assert meters.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
     # The gradient of b is one more product of that size.
     assert meters.count_flops(lambda: (a @ b).sum().backward()) == 2 * 2 * 3 * 5 * 7
+
+
+def test_operations_of_a_product_that_is_added_in_place():
+    """And of the strided convolution whose backward pass is written so: it costs as much three times."""
+    total, a, b = torch.zeros(3, 7), torch.randn(3, 5), torch.randn(5, 7)
+    assert meters.count_flops(lambda: total.addmm_(a, b)) == 2 * 3 * 5 * 7
+    x, weight = (torch.randn(shape, requires_grad=True) for shape in ((4, 21, 6), (8, 6, 3)))
+    step = lambda: convolve_gelu(x, weight, None, 2).sum().backward()  # noqa: E731
+    assert meters.count_flops(step) == 3 * 2 * 4 * 10 * 6 * 8 * 3
 
 
 def test_operations_of_a_grouped_convolution():

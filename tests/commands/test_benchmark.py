@@ -69,6 +69,7 @@ def test_against_the_peer(tmp_path, capfd):
     assert report["ratio"]["spread"] >= 0
     assert report["ratio"]["peak_memory"] > 0
     assert report["padding_share"] == pytest.approx(0.2)  # 0.8 of 1.0 seconds
+    assert 1 < report["padding_cost"] < 1.5  # frames: 24 twice in place of 24 and 14
     assert (report["model"], report["batch"], report["threads"]) == ("tiny", "[0.5,0.3]", 1)
     assert set(report["versions"]) == {"python", "speechssl", "torch", "transformers"}
     out, err = capfd.readouterr()
@@ -113,6 +114,14 @@ def test_both_sides_do_the_same_work(extra):
         (("verify=true",), "verify=true compares with a peer: add peer=transformers"),
         (("steps=0",), "steps=0 must be a number, more than 0"),
         (("threads=0",), "threads=0 must be a number, more than 0"),
+        (("threads=1.5",), "threads=1.5 must be a whole number"),
+        (("what=inference", "at_once=1.5"), "at_once=1.5 must be a whole number"),
+        (("batch=10000000000x1",), "more than a day of audio"),
+        (("json=/proc/x/y.json",), "json=/proc/x/y.json cannot be written"),
+        (("json=/tmp",), "it is a folder); give a file"),
+        (("what=data", "data.workers=[]"), "data.workers=[] must be numbers of workers"),
+        (("what=data", "data.workers=[-1]"), "data.workers=[-1] must be"),
+        (("what=data", "data.batches=0"), "data.batches=0 must be a number, more than 0"),
     ],
 )
 def test_what_is_refused(overrides, part, capsys):
@@ -121,6 +130,16 @@ def test_what_is_refused(overrides, part, capsys):
     assert out == ""
     assert part in err
     assert err.count("\n") == 1
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("model.encoder.hourglass=2", "is an hourglass"), ("feature_encoder=fbank40", "begins with a log-mel spectrum")],
+)
+def test_a_peer_that_would_not_do_the_same_is_refused(option, words, capsys):
+    assert cli.main(["benchmark", "model=tiny", "peer=transformers", option]) == 2
+    assert f"the encoder {words}, and transformers has none like it" in capsys.readouterr().err
 
 
 def test_without_transformers_the_mend_is_a_pip_command(monkeypatch, capsys):
