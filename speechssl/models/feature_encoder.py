@@ -1,8 +1,9 @@
 """The convolutional feature encoder: raw samples to frames (wav2vec 2.0, section 2, appendix B).
 
-No clip sees another or padding. Clips are cut into windows that each give WINDOW frames of one clip, so that clips of
-any length go through the convolutions in tensors of few shapes (a new shape costs a new kernel on a CPU and a
-recompile on a GPU) and with little waste. Layout is channels last: [windows, positions, channels].
+No clip sees another or padding. Clips are cut into windows that each give WINDOW frames of one clip, and a short rest
+into windows of END frames, so that clips of any length go through the convolutions in tensors of few shapes (a new
+shape costs a new kernel on a CPU and a recompile on a GPU) and with little waste. Layout is channels last: [windows,
+positions, channels].
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from speechssl.errors import UserError
 from speechssl.models.convolution import convolve_gelu
 from speechssl.models.lengths import hop, num_frames, receptive_field
 
-# Frames that a window gives: half a second. The last window of a clip is half used on average.
-WINDOW = 25
+# Frames that a window gives: half a second; and one at a clip's end, where at most REST are left: windows of few
+# frames compute more of what their neighbours compute, too.
+WINDOW, END, REST = 25, 5, 15
 # Windows that go through the convolutions together.
 TILE = 16
 
@@ -140,18 +142,29 @@ class FeatureEncoder(nn.Module):
         require_length(num_samples, field)
         frame_lengths = [self.num_frames(n) for n in num_samples]
         clips = [waveform[:n] for waveform, n in zip(waveforms, num_samples, strict=True)]
-        windows, owners = _cut(clips, frame_lengths, field=field, hop=hop(self.strides))
-        weight, bias = self._first_weights(clips)
+        first = self._first_weights(clips)
+        rests = [n % WINDOW if n % WINDOW <= REST else 0 for n in frame_lengths]
+        mains = [n - rest for n, rest in zip(frame_lengths, rests, strict=True)]
+        ends = [clip[n * hop(self.strides) :] for clip, n in zip(clips, mains, strict=True)]
+        parts = self._run(clips, mains, WINDOW, first), self._run(ends, rests, END, first)
+        return torch.cat([part for clip in zip(*parts, strict=True) for part in clip]), frame_lengths
+
+    def _run(self, clips: list[Tensor], counts: list[int], width: int, first: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The first `counts` frames of each clip [N_i], in windows of `width` frames -> [counts_i, C] each."""
+        windows, owners = _cut(
+            clips, counts, width, field=receptive_field(self.kernels, self.strides), hop=hop(self.strides)
+        )
+        weight, bias = first
         per_clip = weight.shape[0] > 1
-        outputs = []
-        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True):
+        outputs = [weight.new_zeros(0, width, self.layers[-1].weight.shape[0])]
+        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True) if len(windows) else ():
             index = owner if per_clip else torch.zeros_like(owner)
             x = self._first_layer(tile, weight[index], bias[index])
             for layer in self.layers[1:]:
                 x = layer(x)
             outputs.append(F.gelu(x))
         frames = torch.cat(outputs).flatten(0, 1)
-        return _pack(frames, frame_lengths), frame_lengths
+        return list(frames.split([size for n in counts for size in (n, -n % width)])[::2])
 
     def _first_layer(self, windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The layer on raw samples, before GELU: windows [n, S] with weights [n, kernel, C] and biases [n, 1, C]."""
@@ -201,22 +214,16 @@ def _patch_statistics(clip: Tensor, kernel: int, stride: int) -> tuple[Tensor, T
     return mean, centred.T @ centred / len(patches)
 
 
-def _cut(clips: list[Tensor], frame_lengths: list[int], *, field: int, hop: int) -> tuple[Tensor, Tensor]:
-    """Clips [N_i] -> windows [n, samples], zero behind a clip's end, and the clip of each, int64 [n]."""
-    size, step = field + (WINDOW - 1) * hop, WINDOW * hop
-    counts = [-(-frames // WINDOW) for frames in frame_lengths]
-    windows = []
+def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Clips [N_i] -> windows [n, samples] of `width` frames for the first frames of each, zero behind its end, and the
+    clip of each window, int64 [n]."""
+    size, step = field + (width - 1) * hop, width * hop
+    counts = [-(-frames // width) for frames in num_frames]
+    windows = [clips[0].new_zeros(0, size)]
     for clip, count in zip(clips, counts, strict=True):
-        needed = size + (count - 1) * step
-        clip = F.pad(clip, (0, needed - len(clip))) if needed > len(clip) else clip[:needed]
-        windows.append(clip.unfold(0, size, step))
+        if count:
+            needed = size + (count - 1) * step
+            clip = F.pad(clip, (0, needed - len(clip))) if needed > len(clip) else clip[:needed]
+            windows.append(clip.unfold(0, size, step))
     owners = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(counts))
     return torch.cat(windows), owners.to(clips[0].device)
-
-
-def _pack(frames: Tensor, frame_lengths: list[int]) -> Tensor:
-    """Frames of all windows [n * WINDOW, C] -> [P, C]: without what the last window of each clip has too many."""
-    sizes = []
-    for length in frame_lengths:
-        sizes += [length, -length % WINDOW]
-    return torch.cat(frames.split(sizes)[::2])

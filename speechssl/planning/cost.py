@@ -14,8 +14,9 @@ from typing import Any
 from speechssl.errors import UserError
 from speechssl.models.lengths import ROWS, hop, missing, num_frames, receptive_field
 
-# As in the models: frames of a convolution window, and what numbers of rows are rounded up to.
-WINDOW, GRAIN = 25, 32
+# As in the models: frames of a convolution window, of one at a clip's end and of an end, and what numbers of rows are
+# rounded up to.
+WINDOW, END, REST, GRAIN = 25, 5, 15, 32
 # Backward passes cost as much again for the weights and for the input; attention's is recomputed on the way.
 TRAIN, ATTENTION = 3.0, 3.5
 # Values that softmax and dropout read and write for a pair of frames in a head, forward and backward, as `elements`.
@@ -125,12 +126,11 @@ def _context(encoder: dict, frames: Sequence[int], *, visible: float = 1.0, trai
     """Projection, positions and Transformer layers, which see a share of the frames; a teacher's go forward only."""
     passes, attention = (TRAIN, ATTENTION) if trains else (1.0, 1.0)
     seen = [visible * n for n in frames]
-    rows = round(sum(seen))
-    rows += missing(rows, ROWS)
+    rows = _rounded(sum(seen))
     hidden, forward, layers = encoder["hidden_size"], encoder["feed_forward_size"], encoder["num_layers"]
     short = encoder.get("hourglass", 1)
     wide = layers if short == 1 else 2  # layers that see every frame
-    full = wide + (layers - wide) / short
+    full = wide + (layers - wide) * _rounded(sum(math.ceil(n / short) for n in seen)) / rows
     taps = encoder["position_kernel"] * hidden / encoder["position_groups"]
     positions = sum(n + missing(n, GRAIN) + 1 for n in frames)
     weights = full * (4 * hidden**2 + 2 * hidden * forward) + encoder["conv_channels"][-1] * hidden
@@ -145,21 +145,31 @@ def _context(encoder: dict, frames: Sequence[int], *, visible: float = 1.0, trai
     }
 
 
+def _rounded(frames: float) -> int:
+    rows = round(frames)
+    return rows + missing(rows, ROWS)
+
+
 def _front(encoder: dict, frames: Sequence[int], samples: Sequence[int], *, trains: bool) -> dict[str, float]:
-    """The feature encoder: windows of WINDOW frames each through all convolutions, or a spectrum and a few of them."""
+    """The feature encoder: windows of a few frames each through all convolutions, or a spectrum and a few of them."""
     channels, kernels, strides = (encoder[f"conv_{name}"] for name in ("channels", "kernels", "strides"))
     if encoder.get("feature_encoder", "conv") != "conv":
         if encoder["feature_encoder"] == "stacked":  # no products but the spectrum's
             channels, kernels, strides = channels[:1], kernels[:1], strides[:1]
         return _filterbank(channels, kernels, strides, samples, trains=trains)
-    windows = sum(math.ceil(n / WINDOW) for n in frames)
-    length = receptive_field(kernels, strides) + (WINDOW - 1) * hop(strides)
+    rests = [n % WINDOW if n % WINDOW <= REST else 0 for n in frames]
+    counts = {
+        WINDOW: sum(math.ceil((n - rest) / WINDOW) for n, rest in zip(frames, rests, strict=True)),
+        END: sum(math.ceil(rest / END) for rest in rests),
+    }
+    lengths = {size: receptive_field(kernels, strides) + (size - 1) * hop(strides) for size in counts}
     operations, values, inputs = 0.0, 0.0, 1
     for number, (width, kernel, stride) in enumerate(zip(channels, kernels, strides, strict=True)):
-        length = (length - kernel) // stride + 1
+        lengths = {size: (length - kernel) // stride + 1 for size, length in lengths.items()}
         passes = (2 if number == 0 else 3) if trains else 1  # the samples need no gradient
-        operations += passes * 2 * windows * length * inputs * width * kernel
-        values += windows * length * width
+        positions = sum(count * lengths[size] for size, count in counts.items())
+        operations += passes * 2 * positions * inputs * width * kernel
+        values += positions * width
         inputs = width
     return _front_work(operations, values, trains=trains)
 
