@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from speechssl.types import at_least_fp32
 
@@ -30,6 +30,32 @@ class Quantized:
         return Quantized(self.vectors[:num_frames], self.codes[:num_frames], self.probabilities[:num_frames])
 
 
+class _Chosen(torch.autograd.Function):
+    """The chosen codewords, with the gradient of all of them weighed by `soft` (straight through, Jang et al. 2017).
+
+    What one-hot choices would make a product with zeros is a gather, and in the backward pass an addition at the chosen.
+    """
+
+    @staticmethod
+    def forward(ctx, soft: Tensor | None, codebook: Tensor, codes: Tensor) -> Tensor:
+        """soft [M, G, V] or None, codebook [G, V, D], codes [M, G] -> [M, G, D]."""
+        rows = codes + torch.arange(len(codebook), device=codes.device) * codebook.shape[1]
+        ctx.save_for_backward(codebook, rows)
+        return codebook.flatten(0, 1)[rows]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        codebook, rows = ctx.saved_tensors
+        into_soft = into_codebook = None
+        if ctx.needs_input_grad[0]:  # one product for each group: [G, M, D] by [G, D, V]
+            into_soft = torch.bmm(gradient.transpose(0, 1), codebook.mT).transpose(0, 1)
+        if ctx.needs_input_grad[1]:
+            into_codebook = torch.zeros_like(codebook)
+            into_codebook.flatten(0, 1).index_add_(0, rows.flatten(), gradient.flatten(0, 1))
+        return into_soft, into_codebook, None
+
+
 class GumbelQuantizer(nn.Module):
     """Chooses one of V codewords in each of G groups, at random by Gumbel noise while training."""
 
@@ -47,13 +73,9 @@ class GumbelQuantizer(nn.Module):
         probabilities = logits.softmax(-1)
         noisy = logits if noise is None else (logits + noise) / temperature
         codes = noisy.argmax(-1)
-        choice = F.one_hot(codes, self.num_codewords).to(noisy.dtype)
-        if noise is not None:
-            soft = noisy.softmax(-1)
-            choice = choice - soft.detach() + soft
-        # One product for each group: [G, M, V] by [G, V, code size / G].
-        vectors = torch.bmm(choice.transpose(0, 1), self.codebook.to(choice.dtype))
-        return Quantized(vectors.transpose(0, 1).flatten(1), codes, probabilities)
+        soft = None if noise is None else noisy.softmax(-1)  # without noise nothing is learned of how to choose
+        vectors = _Chosen.apply(soft, self.codebook.to(noisy.dtype), codes)
+        return Quantized(vectors.flatten(1), codes, probabilities)
 
 
 def gumbel_noise(num_frames: int, num_groups: int, num_codewords: int, *, generator: torch.Generator) -> Tensor:

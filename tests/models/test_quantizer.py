@@ -46,6 +46,18 @@ def test_each_group_gives_the_codeword_of_its_best_logit(quantizer, x, noise, no
     torch.testing.assert_close(ours.probabilities, logits_of(quantizer, x).softmax(-1))
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_codewords_gradient_is_the_sum_over_frames_that_chose_it(quantizer, x, noise, noisy):
+    upstream = torch.randn(M, D, generator=torch.Generator().manual_seed(3))
+    ours = quantizer(x, temperature=0.7, noise=noise if noisy else None)
+    (gradient,) = torch.autograd.grad((ours.vectors * upstream).sum(), quantizer.codebook)
+    expected = torch.zeros(G, V, D // G)
+    for frame in range(M):
+        for group in range(G):
+            expected[group, ours.codes[frame, group]] += upstream[frame, group * D // G : (group + 1) * D // G]
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_the_gradient_goes_straight_through_to_the_softmax(quantizer, x, noise):
     """Forward is the one-hot choice, backward as if it were the softmax of noisy logits at that temperature."""
     upstream = torch.randn(M, D, generator=torch.Generator().manual_seed(3))
