@@ -33,7 +33,8 @@ class Quantized:
 class _Chosen(torch.autograd.Function):
     """The chosen codewords, with the gradient of all of them weighed by `soft` (straight through, Jang et al. 2017).
 
-    What one-hot choices would make a product with zeros is a gather, and in the backward pass an addition at the chosen.
+    What one-hot choices would make a product with zeros is a gather, and in the backward pass an addition at the
+    chosen.
     """
 
     @staticmethod

@@ -107,6 +107,27 @@ def of_encoder(model: dict[str, Any], clip_seconds: Sequence[float], *, trains: 
     return sum(part.get(kind, 0.0) for part in parts for kind in ("convolutions", "products", "attention"))
 
 
+def activations(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequence[float]) -> float:
+    """Values that a step keeps for its backward pass; of an objective that is not counted, those of the encoder."""
+    if objective["name"] in OBJECTIVES:
+        return of_step(model, objective, clip_seconds).activations
+    encoder = model["encoder"]
+    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
+    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    trains = not objective.get("freeze_feature_encoder", False)
+    front = _front(encoder, frames, samples, trains=trains)
+    return front["activations"] + sum(values for values, _ in kept_values(encoder, frames))
+
+
+def kept_values(encoder: dict, frames: Sequence[float]) -> list[tuple[float, float]]:
+    """Of each Transformer layer, the values that it keeps for its backward pass, and those of its input."""
+    hidden, forward, layers = encoder["hidden_size"], encoder["feed_forward_size"], encoder["num_layers"]
+    short = encoder.get("hourglass", 1)
+    rows = [_rounded(sum(frames)), _rounded(sum(math.ceil(n / short) for n in frames))]
+    counts = [rows[short > 1 and 0 < layer < layers - 1] for layer in range(layers)]
+    return [(count * (KEPT_HIDDEN * hidden + KEPT_FORWARD * forward), count * hidden) for count in counts]
+
+
 def _heard(objective: dict, clip_seconds: Sequence[float]) -> list[float]:
     """Seconds of what goes through the encoder: the clips, or two crops of each."""
     if "crop_s" in objective:
@@ -135,7 +156,7 @@ def _context(encoder: dict, frames: Sequence[int], *, visible: float = 1.0, trai
     positions = sum(n + missing(n, GRAIN) + 1 for n in frames)
     weights = full * (4 * hidden**2 + 2 * hidden * forward) + encoder["conv_channels"][-1] * hidden
     pairs = (wide + (layers - wide) / short**2) * sum(n**2 for n in seen)
-    kept = rows * full * (KEPT_HIDDEN * hidden + KEPT_FORWARD * forward)
+    kept = sum(values for values, _ in kept_values(encoder, seen))
     return {
         "convolutions": passes * 2 * positions * hidden * taps,
         "products": passes * 2 * rows * weights,

@@ -121,6 +121,16 @@ def cache_path(device: str, precision: str) -> Path:
     return Path(base) / "speechssl" / f"machine_{device}_{precision}.json"
 
 
+def known(device: str, precision: str) -> Machine:
+    """This machine's coefficients if it was calibrated (`speechssl plan`), else those that are shipped."""
+    path = cache_path(device, precision)
+    if path.is_file():
+        return load(path)
+    if device == "cuda":
+        return gpu("h200", precision)
+    return Machine("cpu", precision, CPU_SECONDS, CPU_BYTES, 0.0, "shipped")
+
+
 def save(machine: Machine, path: Path) -> None:
     """Keep the coefficients."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -169,8 +169,9 @@ def replicate(model: TrainingModel) -> DistributedDataParallel:
     return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
 
 
-def recompute(model: nn.Module) -> None:
-    """Activation checkpointing: Transformer layers keep their input alone, and run again in the backward pass."""
-    for module in model.modules():
-        if isinstance(module, TransformerLayer):
-            module.recompute = True
+def recompute(model: nn.Module, count: int | None = None) -> None:
+    """Activation checkpointing: the first `count` Transformer layers, or all, keep their input alone and run again in
+    the backward pass."""
+    layers = [module for module in model.modules() if isinstance(module, TransformerLayer)]
+    for layer in layers[:count]:
+        layer.recompute = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from speechssl.errors import UserError
 from speechssl.manifest import Manifest, ManifestSet
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import num_frames
+from speechssl.planning import machine
+from speechssl.planning.budget import layers_to_recompute
 from speechssl.training import checkpoint as checkpoints
 from speechssl.training import distributed
 from speechssl.training.optim import build_optimizer
 from speechssl.training.trainer import Trainer, TrainerOptions
+
+log = logging.getLogger("speechssl")
 
 
 def choose_device(name: str) -> str:
@@ -128,8 +134,20 @@ def build_trainer(
     loader = build_loader(config, train, train=True, **shared)
     valid_loader = build_loader(config, valid, train=False, **shared) if valid else None
     model = distributed.TrainingModel(encoder, objective).to(device)
+    memory_gib = options.pop("memory_gib")
     if options.pop("recompute"):
         distributed.recompute(model)
+    elif memory_gib is not None:
+        count = layers_to_recompute(
+            machine.known(device, options["precision"]),
+            {"encoder": asdict(encoder.config), "sample_rate": sample_rate},
+            objective_options,
+            clip_seconds=[config.data.batch_seconds],
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            memory_gib=memory_gib,
+        )
+        log.info("trainer.memory_gib=%g: %d of %d layers run again", memory_gib, count, encoder.config.num_layers)
+        distributed.recompute(model, count)
     is_sharded = options.pop("parallel") == "fsdp" and world.size > 1
     if is_sharded:
         distributed.shard(model, device)

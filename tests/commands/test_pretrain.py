@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from speechssl.manifest import Manifest
+from speechssl.planning import machine
 from speechssl.training.checkpoint import load_checkpoint
 from speechssl.training.trainer import Trainer
 
@@ -172,3 +173,17 @@ def test_an_unknown_key_names_the_nearest(pretrain, write_corpus):
     result = pretrain(write_corpus(), "trainer.max_step=5")
     assert result.code == 2
     assert "trainer.max_steps" in result.sentence
+
+
+def test_layers_run_again_where_memory_is_bounded(pretrain, write_corpus, read_rows, monkeypatch):
+    """Values of 1 MiB each: without running any layer again a step would take 158 GiB, with both 145."""
+    monkeypatch.setattr(machine, "known", lambda *_: machine.Machine("test", "fp32", (), (0.0, 2.0**20, 0.0), 0.0, ""))
+    train = write_corpus()
+    losses = {}
+    for name, budget in (("free", "null"), ("bounded", "150")):
+        result = pretrain(train, f"trainer.memory_gib={budget}", run=name)
+        assert result.code == 0
+        losses[name] = [row["loss"] for row in read_rows(name) if "loss" in row]
+    assert "of 2 layers run again" in result.err and " 0 of 2" not in result.err
+    assert losses["bounded"] == losses["free"]
+    assert "trainer.memory_gib=0.01 is too little" in pretrain(train, "trainer.memory_gib=0.01", run="x").sentence
