@@ -73,19 +73,27 @@ class Identifier:
         return a.cpu().numpy(), b.cpu().numpy()
 
     def embed_files(self, paths: Sequence[Path], *, batch_seconds: float) -> Iterator[tuple[Path, Tensor]]:
-        """Each audio file and its embedding float32 [E]; of one longer than WINDOW_S, the mean over its windows.
+        """Each audio file and its embedding float32 [E]; of one longer than WINDOW_S, the mean over its windows with a
+        voice.
 
         Raises:
-            UserError: at the end, if files could not be used; as `SpeechModel.window_batches`.
+            UserError: at the end, if files could not be used; as `SpeechModel.window_batches`, or one is all silence.
         """
-        sums: dict[Path, tuple[Tensor | float, int]] = {}
+        heard: dict[Path, list[Tensor]] = {}
+        silent: list[Path] = []
         for parts, waveforms, lengths in self.model.window_batches(paths, batch_seconds=batch_seconds, cut=self._cut):
-            for (path, window), x in zip(parts, self.embed(waveforms, lengths), strict=True):
-                total, count = sums.pop(path, (0.0, 0))
+            for (path, window), waveform, x in zip(parts, waveforms, self.embed(waveforms, lengths), strict=True):
+                windows = heard.setdefault(path, [])
+                windows += [x] if waveform.any() else []
+                if window.ends_recording and windows:
+                    yield path, torch.stack(windows).mean(0)
+                elif window.ends_recording:
+                    silent.append(path)
                 if window.ends_recording:
-                    yield path, (total + x) / (count + 1)
-                else:
-                    sums[path] = (total + x, count + 1)
+                    del heard[path]
+        if silent:
+            more = f" ({len(silent)} such files)" if len(silent) > 1 else ""
+            raise UserError(f"{silent[0]}: is silence, in which there is no voice{more}; give another recording.")
 
     def _cut(self, path: Path) -> list[Window]:
         return self.windowing.cut(self.model.num_samples(path))

@@ -115,7 +115,8 @@ class SpeechModel:
         """Files in their order, in the windows that `cut` gives, as (parts, waveforms [B, N], lengths [B]).
 
         A batch has at most `batch_seconds` in all; a longer part comes alone. No more of a file is in memory than
-        that and one window. A model that normalises each clip is given each window normalised by itself. A file
+        that and one window. A model that normalises each clip is given each window normalised by itself; where a voice
+        is needed, a window of a longer file without one is all zeros. A file
         that cannot be used is named on the log and left out, so that the others are not lost for it; windows of it
         may have come by then, but not its last.
 
@@ -158,7 +159,10 @@ class SpeechModel:
     def _read_window(self, path: Path, window: Window) -> Tensor:
         duration_s = None if window.end is None else (window.end - window.start) / self.sample_rate
         offset_s = window.start / self.sample_rate
-        return self.scale(audio.load(path, sample_rate=self.sample_rate, offset_s=offset_s, duration_s=duration_s))
+        waveform = audio.load(path, sample_rate=self.sample_rate, offset_s=offset_s, duration_s=duration_s)
+        if self.needs_voice and audio.voiceless(waveform, self.sample_rate):
+            return torch.zeros_like(waveform)  # so that it can be told from voices once they are scaled
+        return self.scale(waveform)
 
     def _from_samples(self, samples: np.ndarray | Tensor, sample_rate: int | None) -> Tensor:
         samples = torch.as_tensor(samples)

@@ -64,3 +64,22 @@ def test_a_long_recording_is_the_mean_of_its_minutes(voice_model, audio_tools, m
 def test_a_checkpoint_without_classifier_is_refused(spelling_model):
     with pytest.raises(UserError, match=r"no classifier.*finetune task=speaker"):
         Identifier(spelling_model)
+
+
+def test_a_silent_part_of_a_long_recording_says_nothing(voice_model, audio_tools, monkeypatch, tmp_path):
+    """And one that is all silence is refused, as a short one is."""
+    monkeypatch.setattr("speechssl.identifier.WINDOW_S", 0.5)
+    identifier = Identifier(voice_model)
+    silence, alone = torch.zeros(24_000), audio_tools.save(tmp_path / "alone.wav", audio_tools.spell("aaa"))
+    waveform = torch.cat((audio_tools.spell("aaab" * 2), silence, audio_tools.spell("bbb")))
+    path = audio_tools.save(tmp_path / "long.wav", waveform)
+    parts = [waveform[window.start : window.end] for window in identifier.windowing.cut(len(waveform))]
+    voices = [identifier.embed_clip(part, 16_000) for part in parts if part.any()]
+    assert len(parts) - 3 < len(voices) < len(parts)
+    [(_, found)] = identifier.embed_files([path], batch_seconds=1.2)
+    torch.testing.assert_close(found, torch.stack(voices).mean(0), atol=1e-4, rtol=1e-4)
+    nothing = audio_tools.save(tmp_path / "nothing.wav", silence)
+    found = identifier.embed_files([nothing, alone], batch_seconds=2.0)
+    assert next(found)[0] == alone
+    with pytest.raises(UserError, match=r"nothing.wav: is silence, in which there is no voice; give another"):
+        next(found)
