@@ -94,7 +94,10 @@ class Voices:
             raise UserError(
                 f"{folder} was enrolled with another checkpoint than {model.source}; enrol again with this one"
             )
-        centroids = read_tensors(folder / "voices.safetensors", instead=_ENROL)["centroids"].numpy()
+        tensors = read_tensors(folder / "voices.safetensors", instead=_ENROL)
+        if set(tensors) != {"centroids"} or tensors["centroids"].shape[:-1] != (len(content["names"]),):
+            raise UserError(f"{folder / 'voices.safetensors'} does not hold the voices of voices.json; {_ENROL}")
+        centroids = tensors["centroids"].numpy()
         calibration = Calibration.from_dict(content["calibration"], folder / "voices.json")
         cohort = Cohort.load(folder) if calibration.cohort_top else None
         return cls(content["names"], content["num_clips"], centroids, calibration, content["fingerprint"], cohort)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from speechssl.enrolment import Voices, enrol, fingerprint, read_calibration
 from speechssl.errors import UserError
@@ -53,6 +55,9 @@ def test_a_folder_of_voices_belongs_to_its_model(voice_model, tmp_path):
     again = Voices.load(tmp_path / "v", voice_model)
     assert again.names == voices.names and again.calibration == voices.calibration
     np.testing.assert_array_equal(again.centroids, voices.centroids)
+    save_file({"centroids": torch.zeros(3, 2)}, tmp_path / "v" / "voices.safetensors")
+    with pytest.raises(UserError, match="does not hold the voices"):
+        Voices.load(tmp_path / "v", voice_model)
     voice_model.objective.linear.bias.data += 1
     with pytest.raises(UserError, match="another checkpoint"):
         Voices.load(tmp_path / "v", voice_model)

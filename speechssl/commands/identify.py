@@ -13,9 +13,9 @@ task=classify gives its labels in the place of speakers. With voices=, which `sp
 without voices= a stranger gets the name of a speaker of the training. With other= prints `same` or `different`, the
 cosine of the two recordings' embeddings and the probability that they are one voice; that takes the calibration.json of
 `speechssl evaluate` (the newest one below the run's folder, unless calibration= names one): without it there is the
-cosine alone. Probabilities are for the share of pairs by one speaker that the calibration was fitted for, 5 % unless
-evaluate was told another; p_target=0.5 asks without a suspicion. Where evaluate or enrol had a cohort=, its score
-(AS-norm) stands in the cosine's place.
+cosine alone. Probabilities are for the share of pairs by one speaker that the calibration is for, 5 % after evaluate
+and 50 % after enrol unless these were told another; p_target=0.5 asks without a suspicion. Where evaluate or enrol had
+a cohort=, its score (AS-norm) stands in the cosine's place.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class Cohort:
         """What `save` wrote; a UserError where it is missing or damaged."""
         advice = "it lies beside what `speechssl evaluate cohort=` or `speechssl enrol cohort=` wrote: copy it too"
         found = read_tensors(folder / COHORT, instead=advice)
+        if set(found) != {"directions", "top"} or found["directions"].ndim != 2 or found["top"].numel() != 1:
+            raise UserError(f"{folder / COHORT} holds no cohort; {advice}")
         return cls(found["directions"].double().numpy(), int(found["top"]))
 
 

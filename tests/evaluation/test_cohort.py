@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from speechssl.errors import UserError
 from speechssl.evaluation import speaker
@@ -52,6 +54,9 @@ def test_a_cohort_is_kept_beside_what_is_measured_by_it(tmp_path):
     again = Cohort.load(tmp_path)
     assert again.top == 3
     np.testing.assert_allclose(again.directions, cohort.directions, atol=1e-7)
+    save_file({"top": torch.tensor(3)}, tmp_path / "cohort.safetensors")
+    with pytest.raises(UserError, match="holds no cohort"):
+        Cohort.load(tmp_path)
     (tmp_path / "cohort.safetensors").unlink()
     with pytest.raises(UserError, match="copy it too"):
         Cohort.load(tmp_path)
