@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from speechssl.errors import UserError
-from speechssl.models.lengths import num_frames
 from speechssl.planning import cost
 from speechssl.planning.machine import Machine
 
@@ -35,11 +34,9 @@ def layers_to_recompute(
     Raises:
         UserError: it does not fit with all layers either.
     """
-    encoder = model["encoder"]
-    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
-    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    _, frames = cost.lengths(model, clip_seconds)
     per_parameter, per_value, base = machine.bytes
-    layers = cost.kept_values(encoder, frames)
+    layers = cost.kept_values(model["encoder"], frames)
     total = cost.activations(model, objective, clip_seconds)
     needed = []
     for count in range(len(layers) + 1):

@@ -79,8 +79,7 @@ def of_step(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequ
             f"{', '.join(OBJECTIVES)}"
         )
     encoder = model["encoder"]
-    samples = [round(seconds * model["sample_rate"]) for seconds in _heard(objective, clip_seconds)]
-    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    samples, frames = lengths(model, _heard(objective, clip_seconds))
     copies = frames * objective.get("num_masks", 1)  # what the student sees
     trains = objective.get("feature_gradient_scale", 1.0) != 0
     visible = 1 - _masked_share(objective) if objective.get("decoder_layers") else 1.0
@@ -100,20 +99,23 @@ def of_step(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequ
 
 def of_encoder(model: dict[str, Any], clip_seconds: Sequence[float], *, trains: bool) -> float:
     """Operations of the encoder alone, forward and, if it `trains`, backward."""
-    encoder = model["encoder"]
-    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
-    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    encoder, (samples, frames) = model["encoder"], lengths(model, clip_seconds)
     parts = _front(encoder, frames, samples, trains=trains), _context(encoder, frames, trains=trains)
     return sum(part.get(kind, 0.0) for part in parts for kind in ("convolutions", "products", "attention"))
+
+
+def lengths(model: dict[str, Any], clip_seconds: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Samples and frames of each clip."""
+    encoder = model["encoder"]
+    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
+    return samples, [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
 
 
 def activations(model: dict[str, Any], objective: dict[str, Any], clip_seconds: Sequence[float]) -> float:
     """Values that a step keeps for its backward pass; of an objective that is not counted, those of the encoder."""
     if objective["name"] in OBJECTIVES:
         return of_step(model, objective, clip_seconds).activations
-    encoder = model["encoder"]
-    samples = [round(seconds * model["sample_rate"]) for seconds in clip_seconds]
-    frames = [num_frames(n, encoder["conv_kernels"], encoder["conv_strides"]) for n in samples]
+    encoder, (samples, frames) = model["encoder"], lengths(model, clip_seconds)
     trains = not objective.get("freeze_feature_encoder", False)
     front = _front(encoder, frames, samples, trains=trains)
     return front["activations"] + sum(values for values, _ in kept_values(encoder, frames))
@@ -183,12 +185,12 @@ def _front(encoder: dict, frames: Sequence[int], samples: Sequence[int], *, trai
         WINDOW: sum(math.ceil((n - rest) / WINDOW) for n, rest in zip(frames, rests, strict=True)),
         END: sum(math.ceil(rest / END) for rest in rests),
     }
-    lengths = {size: receptive_field(kernels, strides) + (size - 1) * hop(strides) for size in counts}
+    sizes = {width: receptive_field(kernels, strides) + (width - 1) * hop(strides) for width in counts}
     operations, values, inputs = 0.0, 0.0, 1
     for number, (width, kernel, stride) in enumerate(zip(channels, kernels, strides, strict=True)):
-        lengths = {size: (length - kernel) // stride + 1 for size, length in lengths.items()}
+        sizes = {window: (size - kernel) // stride + 1 for window, size in sizes.items()}
         passes = (2 if number == 0 else 3) if trains else 1  # the samples need no gradient
-        positions = sum(count * lengths[size] for size, count in counts.items())
+        positions = sum(count * sizes[window] for window, count in counts.items())
         operations += passes * 2 * positions * inputs * width * kernel
         values += positions * width
         inputs = width
