@@ -50,6 +50,7 @@ def test_pairs_that_fit(installed, torch, torchaudio, platform):
     [
         ("2.15.0", "2.11.0", False),
         ("2.1.1", "2.1.1", False),
+        ("2.11.0", "2.11.1", False),
         ("2.11.0", None, False),
         (None, None, False),
         ("2.11.0+cpu", "2.11.0", True),
@@ -62,6 +63,6 @@ def test_pairs_that_do_not_fit_are_named_with_the_mend(installed, torch, torchau
         check_pair()
     sentence = str(caught.value)
     assert torch is None or torch in sentence
-    assert "'torch==2.11.*' 'torchaudio==2.11.*'" in sentence
+    assert "'torch==2.11.*' 'torchaudio==2.11.0'" in sentence
     assert ("--force-reinstall" in sentence) is forced
     assert "\n" not in sentence

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from speechssl.environment import check_pair
+from speechssl.environment import PAIR, check_pair
 from speechssl.errors import UserError
 
 GIB = 2**30
@@ -63,7 +63,7 @@ def _torch() -> Check:
         return Check(
             "torch and torchaudio", False, str(error).partition(":")[0], str(error).partition("`")[2].rstrip("`")
         )
-    return _try("torch and torchaudio", _import_pair, _pip("'torch==2.11.*' 'torchaudio==2.11.*'"))
+    return _try("torch and torchaudio", _import_pair, _pip(PAIR))
 
 
 def _import_pair() -> str:
