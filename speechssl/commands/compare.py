@@ -15,6 +15,7 @@ gets results.json, table.md and plots. Runs are in OUT/runs; the same command ag
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -33,8 +34,10 @@ from speechssl.training.run import choose_device, open_manifest
 log = logging.getLogger("speechssl")
 
 # Where a run stops, and goes on from, that says how long a step takes: preparation is before the first stop, and each
-# start costs the same from then on.
-STOPS = (4, 8, 44)
+# start costs the same from then on. Where the steps to the third stop take less than SHOWS of a start, they go on to
+# later ones: what the machine does besides would be taken for steps.
+STOPS = (4, 8, 44, 176, 704, 2816)
+SHOWS = 0.25
 HEALTH = ("output_variance", "effective_rank", "code_usage", "energy_gap", "target_variance")
 FINETUNINGS = ("ctc", "selftrain", "semi")
 RANDOM = Contender("random", "best_rq", ())  # a step at no rate leaves an encoder as it began
@@ -147,9 +150,7 @@ class _Comparison:
         if self.contender == RANDOM:
             self._train("pretrained", 1, valid, "optim.lr=1e-12")
             return {"steps": 0, **self._health()}
-        first, short, long = (self._seconds(self._train("speed", stop, record=f"speed_{stop}")) for stop in STOPS)
-        step_s = max(long - short, 1e-3) / (STOPS[2] - 2 * STOPS[1] + STOPS[0])
-        start_s = max(first - STOPS[0] * step_s, 0.0)
+        step_s, start_s = self._speed()
         steps = int((self.config.budget - start_s) / step_s)
         if steps < 1:
             raise UserError(
@@ -165,6 +166,20 @@ class _Comparison:
             "memory_mib": used.memory_mib,
             **self._health(),
         }
+
+    def _speed(self) -> tuple[float, float]:
+        """Seconds of a step, and of what comes before the first."""
+
+        def until(stop: int) -> float:
+            return self._seconds(self._train("speed", stop, record=f"speed_{stop}"))
+
+        first, short = until(STOPS[0]), until(STOPS[1])
+        for before, stop in itertools.pairwise(STOPS[1:]):
+            taken, steps = until(stop) - short, stop - before - (STOPS[1] - STOPS[0])
+            if taken >= SHOWS * short:
+                break
+        step_s = max(taken, SHOWS * short) / steps
+        return step_s, max(first - STOPS[0] * step_s, 0.0)
 
     def _health(self) -> dict[str, Any]:
         """The figures of the last validation."""

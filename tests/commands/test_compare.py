@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,27 @@ def test_budget_decides_the_steps_and_the_table_has_every_figure(speechssl, reco
     assert len(tuned) == 8 and all("encoder.dropout=0.25" in overrides for overrides in tuned)
     probed = next(overrides for verb, overrides in record if verb == "probe")
     assert {f"data.train={labelled}", f"data.valid={train}", f"data.test={voices}"} <= set(probed)
+
+
+def test_steps_that_do_not_show_are_measured_over_more_of_them(speechssl, record, write_corpus, tmp_path, monkeypatch):
+    """Seconds of a noisy machine: the 36 steps to the third stop seem to take less than none."""
+    from speechssl.commands import compare
+
+    seconds, made_up = {4: 7.2, 8: 6.7, 44: 6.1, 176: 9.3}, compare.run_measured
+
+    def run(path, verb, overrides, model=None):
+        measured = made_up(path, verb, overrides, model)
+        stop = path.stem.removeprefix("speed_")
+        return replace(measured, cpu_s=seconds[int(stop)]) if stop.isdigit() else measured
+
+    monkeypatch.setattr(compare, "run_measured", run)
+    train = write_corpus()
+    manifests = [f"data.{key}={train}" for key in ("train", "valid", "test")] + [f"data.labelled=[{train}]"]
+    given = ("objectives=[hubert]", "random=false", "budget=20", f"out={tmp_path / 'out'}", "trainer.device=cpu")
+    assert speechssl("compare", *given, *manifests).code == 0
+    [row] = json.loads((tmp_path / "out" / "results.json").read_text())
+    step_s = (9.3 - 6.7) / (176 - 44 - 4)
+    assert row["steps"] == int((20 - (7.2 - 4 * step_s)) / step_s)
 
 
 def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):
