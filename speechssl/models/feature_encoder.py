@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.models.convolution import convolve_gelu
-from speechssl.models.lengths import hop, num_frames, receptive_field
+from speechssl.models.lengths import END, WINDOW, hop, num_frames, receptive_field, rest
 
-# Frames that a window gives: half a second; and one at a clip's end, where at most REST are left: windows of few
-# frames compute more of what their neighbours compute, too.
-WINDOW, END, REST = 25, 5, 15
 # Windows that go through the convolutions together.
 TILE = 16
 
@@ -143,10 +140,11 @@ class FeatureEncoder(nn.Module):
         frame_lengths = [self.num_frames(n) for n in num_samples]
         clips = [waveform[:n] for waveform, n in zip(waveforms, num_samples, strict=True)]
         first = self._first_weights(clips)
-        rests = [n % WINDOW if n % WINDOW <= REST else 0 for n in frame_lengths]
-        mains = [n - rest for n, rest in zip(frame_lengths, rests, strict=True)]
+        rests = [rest(n) for n in frame_lengths]
+        mains = [n - left for n, left in zip(frame_lengths, rests, strict=True)]
         ends = [clip[n * hop(self.strides) :] for clip, n in zip(clips, mains, strict=True)]
-        parts = self._run(clips, mains, WINDOW, first), self._run(ends, rests, END, first)
+        cuts = (clips, mains, WINDOW), (ends, rests, END)
+        parts = [self._run(*cut, first) for cut in cuts if any(cut[1])]
         return torch.cat([part for clip in zip(*parts, strict=True) for part in clip]), frame_lengths
 
     def _run(self, clips: list[Tensor], counts: list[int], width: int, first: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -156,8 +154,8 @@ class FeatureEncoder(nn.Module):
         )
         weight, bias = first
         per_clip = weight.shape[0] > 1
-        outputs = [weight.new_zeros(0, width, self.layers[-1].weight.shape[0])]
-        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True) if len(windows) else ():
+        outputs = []
+        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True):
             index = owner if per_clip else torch.zeros_like(owner)
             x = self._first_layer(tile, weight[index], bias[index])
             for layer in self.layers[1:]:
@@ -219,7 +217,7 @@ def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, 
     clip of each window, int64 [n]."""
     size, step = field + (width - 1) * hop, width * hop
     counts = [-(-frames // width) for frames in num_frames]
-    windows = [clips[0].new_zeros(0, size)]
+    windows = []
     for clip, count in zip(clips, counts, strict=True):
         if count:
             needed = size + (count - 1) * step

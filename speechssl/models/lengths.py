@@ -7,6 +7,9 @@ from itertools import groupby
 
 # Rows of packed frames are rounded up to a multiple of this (see `missing`).
 ROWS = 64
+# Frames that a window of the feature encoder gives: half a second; and one at a clip's end, where at most REST are
+# left: windows of few frames compute more of what their neighbours compute, too.
+WINDOW, END, REST = 25, 5, 15
 
 
 def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -14,6 +17,12 @@ def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int])
     for kernel, stride in zip(kernels, strides, strict=True):
         num_samples = (num_samples - kernel) // stride + 1 if num_samples >= kernel else 0
     return num_samples
+
+
+def rest(num_frames: int) -> int:
+    """Of a clip's frames, those at its end that windows of END give; windows of WINDOW give the others."""
+    left = num_frames % WINDOW
+    return left if left <= REST else 0
 
 
 def num_samples(num_frames: int, kernels: Sequence[int], strides: Sequence[int]) -> int:

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from speechssl.errors import UserError
-from speechssl.models.lengths import ROWS, hop, missing, num_frames, receptive_field
+from speechssl.models.lengths import END, ROWS, WINDOW, hop, missing, num_frames, receptive_field, rest
 
-# As in the models: frames of a convolution window, of one at a clip's end and of an end, and what numbers of rows are
-# rounded up to.
-WINDOW, END, REST, GRAIN = 25, 5, 15, 32
+# As in the models, what numbers of rows are rounded up to.
+GRAIN = 32
 # Backward passes cost as much again for the weights and for the input; attention's is recomputed on the way.
 TRAIN, ATTENTION = 3.0, 3.5
 # Values that softmax and dropout read and write for a pair of frames in a head, forward and backward, as `elements`.
@@ -180,10 +179,9 @@ def _front(encoder: dict, frames: Sequence[int], samples: Sequence[int], *, trai
         if encoder["feature_encoder"] == "stacked":  # no products but the spectrum's
             channels, kernels, strides = channels[:1], kernels[:1], strides[:1]
         return _filterbank(channels, kernels, strides, samples, trains=trains)
-    rests = [n % WINDOW if n % WINDOW <= REST else 0 for n in frames]
     counts = {
-        WINDOW: sum(math.ceil((n - rest) / WINDOW) for n, rest in zip(frames, rests, strict=True)),
-        END: sum(math.ceil(rest / END) for rest in rests),
+        WINDOW: sum(math.ceil((n - rest(n)) / WINDOW) for n in frames),
+        END: sum(math.ceil(rest(n) / END) for n in frames),
     }
     sizes = {width: receptive_field(kernels, strides) + (width - 1) * hop(strides) for width in counts}
     operations, values, inputs = 0.0, 0.0, 1
