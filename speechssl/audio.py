@@ -21,6 +21,7 @@ EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff
 
 # What says something about a voice: seconds at least, and more than the last bits of 16.
 VOICE_S, SILENCE = 0.08, 2**-13
+NO_VOICE = "is silence, in which there is no voice"
 # A float file beyond this many times full scale holds integers, or nothing that a microphone heard.
 LOUDEST = 100.0
 _FLOATS = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
@@ -179,7 +180,7 @@ def voiceless(waveform: Tensor, sample_rate: int) -> str | None:
     if len(waveform) < VOICE_S * sample_rate:
         return f"lasts {len(waveform) / sample_rate:.3f} s, and a voice takes at least {VOICE_S} s, better 3 s"
     if waveform.amax() - waveform.amin() < SILENCE:
-        return "is silence, in which there is no voice"
+        return NO_VOICE
     return None
 
 

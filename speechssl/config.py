@@ -299,6 +299,8 @@ def _value(key: str, text: str, default: Any) -> Any:
         return None
     if key in LISTS and text.startswith("["):
         return _fit(key, _parse(key, text), [], text)
+    if default is None and key.endswith(COUNTS):
+        default = 0  # what may be left out is a whole number all the same
     is_text = isinstance(default, str) and default != MISSING
     if isinstance(default, list) or not (is_path or is_text):
         return _fit(key, _parse(key, text), default, text)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechssl.audio import NO_VOICE
 from speechssl.errors import UserError
-from speechssl.evaluation.speaker import directions
+from speechssl.evaluation.cohort import likeness
 from speechssl.heads.speaker import ClassifyObjective
 from speechssl.inference import Clip, SpeechModel, load_model
 from speechssl.windows import Window, Windowing
@@ -64,8 +65,8 @@ class Identifier:
 
     def compare(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> float:
         """Cosine of the embeddings of two audio files: up to 1, the higher the likelier the same voice."""
-        first, second = directions(np.stack(self.embed_pair(one, other)))
-        return float(first @ second)
+        first, second = self.embed_pair(one, other)
+        return float(likeness(first, second[None], None)[0])
 
     def embed_pair(self, one: str | os.PathLike[str], other: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         """The embeddings float32 [E] of two audio files; see `embed_files`."""
@@ -85,15 +86,15 @@ class Identifier:
             for (path, window), waveform, x in zip(parts, waveforms, self.embed(waveforms, lengths), strict=True):
                 windows = heard.setdefault(path, [])
                 windows += [x] if waveform.any() else []
-                if window.ends_recording and windows:
-                    yield path, torch.stack(windows).mean(0)
-                elif window.ends_recording:
-                    silent.append(path)
                 if window.ends_recording:
                     del heard[path]
+                    if windows:
+                        yield path, torch.stack(windows).mean(0)
+                    else:
+                        silent.append(path)
         if silent:
             more = f" ({len(silent)} such files)" if len(silent) > 1 else ""
-            raise UserError(f"{silent[0]}: is silence, in which there is no voice{more}; give another recording.")
+            raise UserError(f"{silent[0]}: {NO_VOICE}{more}; give another recording.")
 
     def _cut(self, path: Path) -> list[Window]:
         return self.windowing.cut(self.model.num_samples(path))

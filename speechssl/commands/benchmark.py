@@ -124,9 +124,6 @@ def _check(settings: dict[str, Any]) -> None:
     peculiarity = foreign.peculiarity(EncoderConfig.from_dict(encoder)) if peer else None
     if peculiarity:
         raise UserError(f"the encoder {peculiarity}, and {PEER} has none like it: drop peer, or that option")
-    for key in ("threads", "at_once"):
-        if settings[key] is not None and settings[key] != int(settings[key]):
-            raise UserError(f"{key}={settings[key]} must be a whole number")
     needed = settings["objective"].get("mask_span", 1) if settings["what"] == "pretrain" else 1
     for seconds in clip_seconds(settings["batch"]):
         samples = round(seconds * settings["model"]["sample_rate"])
