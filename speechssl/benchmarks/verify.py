@@ -63,7 +63,7 @@ def _pretrain(our_model: nn.ModuleDict, their_model: nn.Module, batch: Batch) ->
 
 def _their_pretraining(model: nn.Module, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor]:
     """Total and contrastive loss of equally long clips."""
-    mask = draw.mask.view(len(batch.seeds), -1)
+    mask = draw.masks.view(len(batch.seeds), -1)
     num_frames = mask.shape[1]
     negatives = torch.zeros(*mask.shape, draw.distractors[0].shape[1], dtype=torch.long)
     for clip, distractors in enumerate(draw.distractors):

@@ -1,10 +1,17 @@
-"""A recogniser without what other toolkits have no place for: LoRA merged into the weights, a second loss left out."""
+"""A model without what other toolkits have no place for: LoRA merged into the weights, a second loss left out, and of a
+pretrained model the head of an objective that they do not have."""
 
 from __future__ import annotations
 
+import logging
+
+from speechssl.config import objective_class
 from speechssl.errors import UserError
 from speechssl.heads.adapters import Adapters
+from speechssl.objectives.common import PretrainingObjective
 from speechssl.training.checkpoint import Checkpoint, build_encoder, load_tensors
+
+log = logging.getLogger("speechssl")
 
 _HEAD = {"linear.weight", "linear.bias"}
 _OF_TEACHERS = ("teacher", "distil_weight", "lm", "lm_weight", "prior_weight", "unit_bonus")
@@ -13,7 +20,8 @@ _TRAINING_ONLY = {"ctc": (), "semi": ("ssl", "ssl_weight"), "distil": _OF_TEACHE
 
 
 def simplify(checkpoint: Checkpoint) -> Checkpoint:
-    """The same recogniser as an encoder and a linear layer; any other checkpoint as it is.
+    """The same recogniser as an encoder and a linear layer, or pretrained encoder with wav2vec 2.0's head or none; any
+    other checkpoint as it is.
 
     Raises:
         UserError: it has bottleneck adapters or recurrent layers or weighs layers, which no other toolkit's CTC model
@@ -21,7 +29,7 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
     """
     objective = checkpoint.config["objective"]
     if objective["name"] not in _TRAINING_ONLY:
-        return checkpoint
+        return _without_own_head(checkpoint)
     tensors, head = dict(checkpoint.tensors), dict(objective)
     foreign = [f"task.{name}" for name in ("adapter_size", "recurrent_size") if head.get(name)]
     if head.get("layers", "last") != "last":
@@ -46,3 +54,17 @@ def simplify(checkpoint: Checkpoint) -> Checkpoint:
         if not name.startswith("objective.") or name.removeprefix("objective.") in _HEAD
     }
     return Checkpoint(checkpoint.folder, {**checkpoint.config, "objective": head}, tensors)
+
+
+def _without_own_head(checkpoint: Checkpoint) -> Checkpoint:
+    """A pretrained model without a head that no other toolkit has."""
+    name = checkpoint.config["objective"]["name"]
+    if name == "none" or not issubclass(objective_class(name), PretrainingObjective):
+        return checkpoint
+    has_decoder = checkpoint.config["objective"].get("decoder_layers", 0) > 0
+    if name == "wav2vec2" and not has_decoder:
+        return checkpoint
+    with_decoder = " with a decoder" if has_decoder else ""
+    log.info("the head of objective=%s%s is left out: other toolkits have none of that shape", name, with_decoder)
+    tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key.startswith("encoder.")}
+    return Checkpoint(checkpoint.folder, {**checkpoint.config, "objective": {"name": "none"}}, tensors)

@@ -199,7 +199,7 @@ class Encoder(nn.Module):
         x = self.projection(normed)
         if drop and self.config.projection_dropout:
             x = dropout(x, self.config.projection_dropout, self.training)
-        return x if mask is None else torch.where(mask[:, None], self.mask_vector.to(x.dtype), x)
+        return x if mask is None else torch.where(mask.to(x.device)[:, None], self.mask_vector.to(x.dtype), x)
 
     def contextualize(
         self,
@@ -208,22 +208,30 @@ class Encoder(nn.Module):
         *,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        visible_only: bool = False,
         generator: torch.Generator | None = None,
         context: nn.Module | None = None,
     ) -> EncoderOutput:
         """Features after `feature_norm` [P, C_conv] -> EncoderOutput.
 
         Frames where `mask` [P] is true are hidden by the mask vector, values where `channel_mask` [P, C] is true by 0.
-        `context` takes the place of the context network, as a teacher does, for which nothing is dropped.
+        With `visible_only` the positions alone see hidden frames, and there is no output of them. `context` takes the
+        place of the context network, as a teacher does, for which nothing is dropped.
         """
+        rows = int((~mask).sum()) if visible_only else len(normed)
         # A clip of zeros at the end, dropped again, rounds the rows up; as any clip it does not touch the others.
-        rows, filler = len(normed), missing(len(normed), ROWS)
+        filler = missing(rows, ROWS)
         lengths = [*frame_lengths, filler] if filler else frame_lengths
         mask = None if mask is None else F.pad(mask, (0, filler))
         x = self.project(F.pad(normed, (0, 0, 0, filler)), mask, drop=context is None)
         if channel_mask is not None:
             x = x.masked_fill(F.pad(channel_mask, (0, 0, 0, filler)), 0.0)
-        states = (context or self.context)(x, lengths, generator=generator)
+        chosen = {}
+        if visible_only:
+            frame_lengths = [int((~part).sum()) for part in mask.split(lengths)]
+            chosen = {"visible": ((~mask).nonzero().squeeze(1).to(x.device), frame_lengths)}
+            frame_lengths = frame_lengths[: len(lengths) - bool(filler)]
+        states = (context or self.context)(x, lengths, generator=generator, **chosen)
         return EncoderOutput([state[:rows] for state in states], frame_lengths)
 
     def forward(

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechssl.models.encoder import Encoder
+from speechssl.errors import UserError
+from speechssl.models.decoder import GROUPS, Decoder
+from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import ROWS, missing
 from speechssl.models.masking import span_mask
 from speechssl.rng import generator as make_generator
@@ -61,12 +63,22 @@ class PretrainingObjective(nn.Module):
         self.watching = not self.training or step == 1 or step % WATCH_EVERY == 0
 
 
-def draw_masks(batch: Batch, frame_lengths: list[int], options: dict) -> list[Tensor]:
-    """bool [T] of each clip: which frames are hidden, from the clip's seed; `options` are those of `span_mask`."""
+def draw_masks(batch: Batch, frame_lengths: list[int], options: dict, *number: int) -> list[Tensor]:
+    """bool [T] of each clip: which frames are hidden, from the clip's seed; `options` are those of `span_mask`.
+
+    Where a clip has several masks, `number` says which.
+    """
     return [
-        span_mask(frames, generator=make_generator(seed, "mask"), **options)
+        span_mask(frames, generator=make_generator(seed, "mask", *number), **options)
         for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
     ]
+
+
+def join_masks(drawn: list[list[Tensor]], *, keep_one: bool) -> Tensor:
+    """bool [number of masks, P] from each mask's clips; with `keep_one` no clip is hidden whole."""
+    for mask in (mask for masks in drawn for mask in masks if keep_one):
+        mask[0] &= not mask.all()
+    return torch.stack([torch.cat(masks) for masks in drawn])
 
 
 def encoder_features(encoder: Encoder, batch: Batch, gradient_scale: float) -> tuple[Tensor, list[int]]:
@@ -91,6 +103,64 @@ def encode_masked(
     mask = torch.cat(draw_masks(batch, frame_lengths, options)).to(features.device)
     normed = encoder.feature_norm(features)
     return encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator), mask
+
+
+def light_decoder(encoder: EncoderConfig, num_layers: int, size: int) -> Decoder | None:
+    """The decoder that objective.decoder_layers and objective.decoder_size ask for; None for 0 layers.
+
+    Raises:
+        UserError: it has no such size, or the context network needs hidden frames too.
+    """
+    if not num_layers:
+        return None
+    if size < GROUPS or size % GROUPS:
+        raise UserError(f"objective.decoder_size is {size}, but must be a multiple of {GROUPS}")
+    if encoder.context != "transformer":
+        raise UserError(
+            f"objective.decoder_layers is {num_layers}, but a {encoder.context} context network needs every frame; "
+            "leave it at 0"
+        )
+    return Decoder(encoder.hidden_size, size, num_layers)
+
+
+def hidden_frames(
+    encoder: Encoder,
+    normed: Tensor,
+    frame_lengths: list[int],
+    masks: Tensor,
+    *,
+    seeds: list[int],
+    decoder: Decoder | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """What the context network says of hidden frames, for several masks of a batch at once.
+
+    With a decoder the layers see visible frames only, and the decoder fills in the others (data2vec 2.0); its noise
+    comes from the clips' seeds.
+
+    Args:
+        normed: features after `feature_norm` [P, C_conv].
+        masks: bool [K, P] on the CPU; with a decoder a frame of each clip at least is visible in each.
+
+    Returns: the last layer's frames, and those of the M hidden ones, mask by mask: [M', C], where rows after the M-th
+    are there so that shapes recur.
+    """
+    hidden, lengths = masks.flatten(), frame_lengths * len(masks)
+    normed = normed.repeat(len(masks), 1) if len(masks) > 1 else normed
+    if decoder is None:
+        output = encoder.contextualize(normed, lengths, mask=hidden, generator=generator)
+        rows = pad_rows(hidden.nonzero().squeeze(1)).to(normed.device)
+        return output.packed[-1], output.packed[-1].index_select(0, rows)
+    frames = encoder.contextualize(normed, lengths, mask=hidden, visible_only=True, generator=generator).packed[-1]
+    counts = [[int(part.sum()) for part in mask.split(frame_lengths)] for mask in masks]
+    noise = torch.cat(
+        [
+            torch.randn(count, decoder.size, generator=make_generator(seed, "decoder", number))
+            for number, of_mask in enumerate(counts)
+            for count, seed in zip(of_mask, seeds, strict=True)
+        ]
+    )
+    return frames, decoder(frames, hidden, 0.01 * noise, lengths)
 
 
 def encode_views(

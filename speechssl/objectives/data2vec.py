@@ -8,20 +8,23 @@ encodes visible frames only and a light convolutional decoder fills in the hidde
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.models.context import ContextNetwork
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.lengths import ROWS, missing
-from speechssl.models.masking import span_mask
 from speechssl.models.spectrum import standardize
 from speechssl.models.teacher import Teacher
-from speechssl.objectives.common import PretrainingObjective, encoder_features, pad_rows, spread, vector_gap
-from speechssl.rng import generator as make_generator
+from speechssl.objectives.common import (
+    PretrainingObjective,
+    draw_masks,
+    encoder_features,
+    hidden_frames,
+    join_masks,
+    light_decoder,
+    spread,
+    vector_gap,
+)
 from speechssl.types import Batch, LossOutput, Term
-
-KERNEL, GROUPS = 7, 16  # of the decoder's convolutions (data2vec 2.0, table 11)
 
 
 class Data2VecObjective(PretrainingObjective):
@@ -62,10 +65,8 @@ class Data2VecObjective(PretrainingObjective):
         self.teacher = Teacher(
             Encoder(encoder).context, memory=teacher_memory, anneal=teacher_anneal, copied=("positions.",)
         )
-        self.decoder = None
-        if decoder_layers:
-            self.decoder = Decoder(encoder.hidden_size, decoder_size, decoder_layers)
-        else:
+        self.decoder = light_decoder(encoder, decoder_layers, decoder_size)
+        if self.decoder is None:
             self.regression = nn.Linear(encoder.hidden_size, encoder.hidden_size)
 
     def begin_step(self, step: int, max_steps: int) -> None:
@@ -75,14 +76,8 @@ class Data2VecObjective(PretrainingObjective):
 
     def _masks(self, batch: Batch, frame_lengths: list[int]) -> Tensor:
         """bool [num_masks, P]. For a decoder each clip keeps a visible frame at least."""
-        masks = []
-        for number in range(self.num_masks):
-            for frames, seed in zip(frame_lengths, batch.seeds, strict=True):
-                mask = span_mask(frames, generator=make_generator(seed, "mask", number), **self.mask_options)
-                if self.decoder is not None and mask.all():
-                    mask[0] = False
-                masks.append(mask)
-        return torch.cat(masks).view(self.num_masks, -1)
+        drawn = [draw_masks(batch, frame_lengths, self.mask_options, number) for number in range(self.num_masks)]
+        return join_masks(drawn, keep_one=self.decoder is not None)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return, from lengths and seeds alone."""
@@ -110,94 +105,15 @@ class Data2VecObjective(PretrainingObjective):
         if self.training:
             self.teacher.follow(encoder.context)
         targets = self.targets(encoder, normed, frame_lengths)
-        masks = self._masks(batch, frame_lengths).to(features.device)
-        if self.decoder is None:
-            frames, predictions = self._predict(encoder, normed, frame_lengths, masks, generator)
-        else:
-            frames, predictions = self._fill_in(encoder, normed, frame_lengths, masks, batch.seeds, generator)
-        places = masks.flatten().nonzero().squeeze(1)
-        wanted = targets[places % masks.shape[1]]
+        masks = self._masks(batch, frame_lengths)
+        frames, hidden = hidden_frames(
+            encoder, normed, frame_lengths, masks, seeds=batch.seeds, decoder=self.decoder, generator=generator
+        )
+        places = masks.nonzero()[:, 1].to(features.device)
+        predictions = (hidden if self.decoder else self.regression(hidden))[: len(places)]
+        wanted = targets[places]
         loss = (predictions.float() - wanted).square().sum() / targets.shape[1] ** 0.5
         metrics = {}
         if self.watching:
             metrics = spread(frames) | spread(targets, "target_variance") | vector_gap(predictions, wanted)
         return LossOutput({"regression": Term(loss, len(places))}, metrics)
-
-    def _predict(
-        self,
-        encoder: Encoder,
-        normed: Tensor,
-        frame_lengths: list[int],
-        masks: Tensor,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The student's last frames, and its predictions at masked frames of each mask in turn [M, C]."""
-        copies, lengths = normed.repeat(len(masks), 1), frame_lengths * len(masks)
-        output = encoder.contextualize(copies, lengths, mask=masks.flatten(), generator=generator)
-        frames = output.packed[-1]
-        places = masks.flatten().nonzero().squeeze(1)
-        return frames, self.regression(frames.index_select(0, pad_rows(places)))[: len(places)]
-
-    def _fill_in(
-        self,
-        encoder: Encoder,
-        normed: Tensor,
-        frame_lengths: list[int],
-        masks: Tensor,
-        seeds: list[int],
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The same, where layers see the visible frames only and the decoder fills in the others."""
-        hidden = masks.flatten()
-        lengths = frame_lengths * len(masks)
-        x = encoder.project(normed).repeat(len(masks), 1)
-        x = torch.where(hidden[:, None], encoder.mask_vector.to(x.dtype), x)
-        rows = (~hidden).nonzero().squeeze(1)
-        counts = [int(part.sum()) for part in (~hidden).cpu().split(lengths)]
-        # A clip of zeros at the end rounds the rows up, as in `Encoder.contextualize`.
-        filler = missing(len(rows), ROWS)
-        visible = rows, counts
-        if filler:
-            x = F.pad(x, (0, 0, 0, filler))
-            lengths_in = [*lengths, filler]
-            extra = torch.arange(len(hidden), len(hidden) + filler, device=rows.device)
-            visible = torch.cat([rows, extra]), [*counts, filler]
-        else:
-            lengths_in = lengths
-        frames = encoder.context(x, lengths_in, generator=generator, visible=visible)[-1][: len(rows)]
-        noise = torch.cat(
-            [
-                torch.randn(int(part.sum()), self.decoder.size, generator=make_generator(seed, "decoder", number))
-                for number, mask in enumerate(masks.cpu())
-                for part, seed in zip(mask.split(frame_lengths), seeds, strict=True)
-            ]
-        )
-        filled = self.decoder(frames, hidden, 0.01 * noise.to(frames.device, frames.dtype), lengths)
-        return frames, filled[hidden]
-
-
-class Decoder(nn.Module):
-    """Convolutions over time that see visible frames and noise in place of hidden ones (data2vec 2.0, section 3.3)."""
-
-    def __init__(self, input_size: int, size: int, num_layers: int):
-        super().__init__()
-        self.size = size
-        self.enter = nn.Linear(input_size, size) if input_size != size else nn.Identity()
-        self.layers = nn.ModuleList(
-            nn.Conv1d(size, size, KERNEL, padding=KERNEL // 2, groups=GROUPS) for _ in range(num_layers)
-        )
-        self.leave = nn.Linear(size, input_size)
-
-    def forward(self, frames: Tensor, hidden: Tensor, noise: Tensor, frame_lengths: list[int]) -> Tensor:
-        """Visible frames [P', C], where frames are hidden bool [P], and noise for those -> [P, C]."""
-        x = frames.new_zeros(len(hidden), self.size)
-        x[~hidden] = self.enter(frames).to(x.dtype)
-        x[hidden] = noise
-        outputs = []
-        for clip in x.split(frame_lengths):
-            y = clip.T[None]
-            for layer in self.layers:
-                z = layer(y).transpose(1, 2)
-                y = y + F.gelu(F.layer_norm(z, z.shape[-1:])).transpose(1, 2)
-            outputs.append(y[0].T)
-        return self.leave(torch.cat(outputs))

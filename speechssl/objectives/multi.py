@@ -65,7 +65,7 @@ class MultiObjective(PretrainingObjective):
                     f"objective.settings.{name} has {unknown[0]!r}, but the settings of {name} are "
                     f"{', '.join(sorted(settings[name]))}"
                 )
-            settings[name] |= given.get(name) or {}
+            settings[name] = objective_class(name).complete(settings[name] | (given.get(name) or {}), config)
         return {**values, "settings": settings}
 
     @property

@@ -3,11 +3,15 @@
 Everything that is not needed at unmasked frames is computed at masked frames only, and the similarities of a clip are
 one matrix product: of its M masked frames to the M targets of the same clip. How often each was drawn as a distractor
 enters as log(count), so K distractors never exist as a tensor of K x M vectors; the loss is the same sum.
+
+With `num_masks` above 1 the features and targets of a clip serve several masks, and with `decoder_layers` above 0 the
+layers encode visible frames only (both as in data2vec 2.0, arXiv 2212.07525).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +19,26 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.lengths import ROWS, missing
+from speechssl.models.lengths import missing
 from speechssl.models.masking import sample_distractors
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
-from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, in_fp32, spread
+from speechssl.objectives.common import (
+    PretrainingObjective,
+    draw_masks,
+    encoder_features,
+    hidden_frames,
+    in_fp32,
+    join_masks,
+    light_decoder,
+    pad_rows,
+    spread,
+)
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import mean_over_ranks
 from speechssl.types import Batch, LossOutput, Term, at_least_fp32
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Rows of a clip's similarities are rounded up to a multiple of this.
 GRAIN = 16
@@ -32,13 +49,14 @@ class Draw:
     """The random choices for a batch, so that they can be given and tested.
 
     Attributes:
-        mask: bool [P], the hidden frames of all clips, packed.
-        num_masked: hidden frames of each clip that takes part in the loss, in the order of the clips.
+        masks: bool [num_masks, P], the hidden frames of all clips, packed, of each mask.
+        num_masked: hidden frames of each clip that takes part in the loss, in the order of the clips, mask by mask.
         distractors: int64 [M, K] for each of those clips, numbers of masked frames within the clip.
-        noise: Gumbel noise [sum of M, G, V], or None to take the likeliest codeword.
+        noise: Gumbel noise [U, G, V] for the frames that are hidden in any mask, or None to take the likeliest
+            codeword.
     """
 
-    mask: Tensor
+    masks: Tensor
     num_masked: list[int]
     distractors: list[Tensor]
     noise: Tensor | None
@@ -67,6 +85,9 @@ class Wav2Vec2Objective(PretrainingObjective):
         gumbel_start: float,
         gumbel_end: float,
         gumbel_decay: float | None,
+        num_masks: int = 1,
+        decoder_layers: int = 0,
+        decoder_size: int = 0,
     ):
         """Args:
         num_groups, num_codewords, code_size: the quantizer's G, V and the size of its concatenated codewords.
@@ -80,16 +101,23 @@ class Wav2Vec2Objective(PretrainingObjective):
         mask_start_probability, mask_span, mask_min_spans: see `span_mask`.
         gumbel_start, gumbel_end: the quantizer's temperature at the first step and its floor.
         gumbel_decay: factor a step; None reaches gumbel_end at 70 % of the run, as the paper's run did.
+        num_masks, decoder_layers, decoder_size: masks that share a clip's features and targets, and the convolutions
+            that fill in hidden frames; see `hidden_frames`. 0 layers: the layers see mask vectors.
         """
         super().__init__()
-        if mask_span < 2:
-            raise UserError(f"objective.mask_span is {mask_span}, but distractors need spans of at least 2 frames")
+        least = 3 if decoder_layers else 2  # a decoder needs a visible frame
+        if mask_span < least:
+            raise UserError(
+                f"objective.mask_span is {mask_span}, but distractors need spans of at least {least} frames"
+                + (" beside a decoder" if decoder_layers else "")
+            )
         self.quantizer = GumbelQuantizer(
             encoder.conv_channels[-1], num_groups=num_groups, num_codewords=num_codewords, code_size=code_size
         )
         self.project_context = nn.Linear(encoder.hidden_size, final_size)
         self.project_target = nn.Linear(code_size, final_size)
-        self.num_distractors, self.temperature = num_distractors, temperature
+        self.decoder = light_decoder(encoder, decoder_layers, decoder_size)
+        self.num_masks, self.num_distractors, self.temperature = num_masks, num_distractors, temperature
         self.diversity_weight, self.feature_penalty = diversity_weight, feature_penalty
         self.feature_gradient_scale, self.feature_dropout = feature_gradient_scale, feature_dropout
         self.mask_options = {
@@ -100,6 +128,14 @@ class Wav2Vec2Objective(PretrainingObjective):
         self.gumbel_start, self.gumbel_end, self.gumbel_decay = gumbel_start, gumbel_end, gumbel_decay
         self.gumbel_temperature = gumbel_start
 
+    @classmethod
+    def complete(cls, values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+        """Without what came later where it changes nothing, so that runs begun before can go on."""
+        needless = {"num_masks": 1, "decoder_layers": 0}
+        if not values.get("decoder_layers"):
+            needless["decoder_size"] = values.get("decoder_size")
+        return {key: value for key, value in values.items() if key not in needless or value != needless[key]}
+
     def begin_step(self, step: int, max_steps: int) -> None:
         """Anneal the quantizer's temperature; a function of the step alone, so that a resumed run continues."""
         super().begin_step(step, max_steps)
@@ -108,32 +144,37 @@ class Wav2Vec2Objective(PretrainingObjective):
             decay = (self.gumbel_end / self.gumbel_start) ** (1 / max(0.7 * max_steps, 1))
         self.gumbel_temperature = max(self.gumbel_start * decay**step, self.gumbel_end)
 
-    def _masks(self, batch: Batch, frame_lengths: list[int]) -> list[Tensor]:
-        return draw_masks(batch, frame_lengths, self.mask_options)
+    def _masks(self, batch: Batch, frame_lengths: list[int]) -> Tensor:
+        """bool [num_masks, P]."""
+        drawn = [
+            draw_masks(batch, frame_lengths, self.mask_options, *_of_mask(number)) for number in range(self.num_masks)
+        ]
+        return join_masks(drawn, keep_one=self.decoder is not None)
 
     def counts(self, batch: Batch, frame_lengths: list[int]) -> dict[str, int]:
         """The count of each term that `forward` will return, from lengths and seeds alone."""
-        masked = sum(int(mask.sum()) for mask in self._masks(batch, frame_lengths))
-        return self._counts(masked, sum(frame_lengths))
+        return self._counts(self._masks(batch, frame_lengths))
 
-    def _counts(self, masked: int, frames: int) -> dict[str, int]:
-        return {"contrastive": masked, "diversity": masked, "feature_penalty": frames}
+    def _counts(self, masks: Tensor) -> dict[str, int]:
+        asked = int(masks.any(0).sum())
+        return {"contrastive": int(masks.sum()), "diversity": asked, "feature_penalty": masks.shape[1]}
 
     def draw(self, batch: Batch, frame_lengths: list[int]) -> Draw:
         """Masks, distractors and (in training) Gumbel noise of each clip, from its seed."""
-        masks, num_masked, distractors, noise = [], [], [], []
-        for mask, seed in zip(self._masks(batch, frame_lengths), batch.seeds, strict=True):
-            masks.append(mask)
-            masked = int(mask.sum())
-            if not masked:
-                continue
-            num_masked.append(masked)
-            drawn = sample_distractors(masked, self.num_distractors, generator=make_generator(seed, "distractors"))
-            distractors.append(drawn)
-            if self.training:
-                shape = masked, self.quantizer.num_groups, self.quantizer.num_codewords
-                noise.append(gumbel_noise(*shape, generator=make_generator(seed, "gumbel")))
-        return Draw(torch.cat(masks), num_masked, distractors, torch.cat(noise) if noise else None)
+        masks = self._masks(batch, frame_lengths)
+        num_masked, distractors, noise = [], [], []
+        for number, mask in enumerate(masks):
+            for part, seed in zip(mask.split(frame_lengths), batch.seeds, strict=True):
+                masked = int(part.sum())
+                if masked:
+                    random = make_generator(seed, "distractors", *_of_mask(number))
+                    num_masked.append(masked)
+                    distractors.append(sample_distractors(masked, self.num_distractors, generator=random))
+        if self.training:
+            shape = self.quantizer.num_groups, self.quantizer.num_codewords
+            for part, seed in zip(masks.any(0).split(frame_lengths), batch.seeds, strict=True):
+                noise.append(gumbel_noise(int(part.sum()), *shape, generator=make_generator(seed, "gumbel")))
+        return Draw(masks, num_masked, distractors, torch.cat(noise) if noise else None)
 
     def forward(
         self,
@@ -148,29 +189,25 @@ class Wav2Vec2Objective(PretrainingObjective):
         normed = encoder.feature_norm(features)
 
         draw = draw or self.draw(batch, frame_lengths)
-        mask = draw.mask.to(features.device)
-        indexes = draw.mask.nonzero().squeeze(1)
-        masked, filler = len(indexes), missing(len(indexes), ROWS)
-        rows = F.pad(indexes, (0, filler)).to(features.device)  # `filler` rows too many, dropped after the products
-        output = encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator)
-        contexts = self.project_context(output.packed[-1].index_select(0, rows))[:masked]
+        count = self._counts(draw.masks)
+        last, hidden = hidden_frames(
+            encoder, normed, frame_lengths, draw.masks, seeds=batch.seeds, decoder=self.decoder, generator=generator
+        )
+        contexts = self.project_context(hidden)[: count["contrastive"]]
+        quantized, rows = self._quantize(normed, draw)
+        targets = self.project_target(quantized.vectors.to(contexts.dtype))
+        asked = count["diversity"]
+        quantized, targets = quantized.first(asked), targets[:asked]
 
-        quantizer_input = F.dropout(normed.index_select(0, rows), self.feature_dropout, self.training)
-        noise = None if draw.noise is None else F.pad(draw.noise, (0, 0, 0, 0, 0, filler)).to(features.device)
-        quantized = self.quantizer(quantizer_input, temperature=self.gumbel_temperature, noise=noise)
-        targets = self.project_target(quantized.vectors.to(contexts.dtype))[:masked]
-        quantized = quantized.first(masked)
-
-        contrastive = self._contrastive(contexts, targets, quantized.codes, draw)
-        count = self._counts(masked, sum(frame_lengths))
+        contrastive = self._contrastive(contexts, targets[rows], quantized.codes[rows], draw)
         size = self.quantizer.num_groups * self.quantizer.num_codewords
         # Over the clips of all ranks, as of one large batch.
-        mean_probabilities = mean_over_ranks(quantized.probabilities.sum(0), masked)
+        mean_probabilities = mean_over_ranks(quantized.probabilities.sum(0), asked)
         diversity = (size - perplexity(mean_probabilities)) / size
         code_perplexity = _code_perplexity(quantized)
         metrics = {}
-        if self.watching and masked:
-            metrics = spread(output.packed[-1]) | spread(targets, "target_variance")
+        if self.watching and asked:
+            metrics = spread(last) | spread(targets, "target_variance")
             metrics |= {
                 "code_usage": (code_perplexity / size, 1),
                 "energy_gap": (contrastive.gap, count["contrastive"]),
@@ -178,7 +215,7 @@ class Wav2Vec2Objective(PretrainingObjective):
         return LossOutput(
             terms={
                 "contrastive": Term(contrastive.loss, count["contrastive"]),
-                "diversity": Term(diversity * masked, count["diversity"], self.diversity_weight),
+                "diversity": Term(diversity * asked, asked, self.diversity_weight),
                 "feature_penalty": Term(penalty, count["feature_penalty"], self.feature_penalty),
             },
             metrics={
@@ -189,6 +226,18 @@ class Wav2Vec2Objective(PretrainingObjective):
                 **metrics,
             },
         )
+
+    def _quantize(self, normed: Tensor, draw: Draw) -> tuple[Quantized, Tensor]:
+        """Codewords of the frames that any mask hides, with rows after them so that shapes recur; and which of them
+        each hidden frame has, mask by mask: int64 [sum of M]."""
+        hidden = draw.masks.any(0)
+        places = pad_rows(hidden.nonzero().squeeze(1)).to(normed.device)
+        x = F.dropout(normed.index_select(0, places), self.feature_dropout, self.training)
+        noise = draw.noise
+        if noise is not None:
+            noise = F.pad(noise, (0, 0, 0, 0, 0, len(places) - len(noise))).to(normed.device)
+        rows = (hidden.cumsum(0) - 1)[draw.masks.nonzero()[:, 1]].to(normed.device)
+        return self.quantizer(x, temperature=self.gumbel_temperature, noise=noise), rows
 
     def _contrastive(self, contexts: Tensor, targets: Tensor, codes: Tensor, draw: Draw) -> _Contrastive:
         """Equation 3, summed over the masked frames [sum of M, D] of all clips, in fp32."""
@@ -243,6 +292,11 @@ class _Contrastive:
             repeats = candidate.float() @ same.float().triu(1)
             distinct = (candidate & (repeats == 0)).sum(1)
             self.chance = self.chance + (1 / distinct).sum()
+
+
+def _of_mask(number: int) -> tuple[int, ...]:
+    """What tells the choices of a clip's further masks from those of its first."""
+    return (number,) if number else ()
 
 
 def _products(contexts: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ TRAIN, ATTENTION = 3.0, 3.5
 SOFTMAX = 10
 # Values that a Transformer layer keeps for its backward pass, in units of the hidden and the feed-forward size.
 KEPT_HIDDEN, KEPT_FORWARD = 11, 2
-# As in data2vec's decoder, and in the spectra that are targets: bands, and seconds from one to the next.
+# As in the light decoder, and in the spectra that are targets: bands, and seconds from one to the next.
 DECODER_KERNEL, DECODER_GROUPS = 7, 16
 NUM_BINS, SHIFT_S = 80, 0.010
 # Of a trained parameter's weight, gradient and two moments a teacher's has the first.
@@ -216,7 +216,8 @@ def _front_work(operations: float, values: float, *, trains: bool) -> dict[str, 
 
 
 def _decoder(encoder: dict, objective: dict, frames: Sequence[int]) -> dict[str, float]:
-    """data2vec 2.0's convolutions over all frames of all masks, between two linear layers; nothing without them."""
+    """The light decoder's convolutions over all frames of all masks, after a linear layer at visible ones and before
+    one at hidden ones; nothing without them."""
     layers = objective.get("decoder_layers", 0)
     if not layers:
         return {}
@@ -224,7 +225,7 @@ def _decoder(encoder: dict, objective: dict, frames: Sequence[int]) -> dict[str,
     values = rows * (size * (4 * layers + 1) + hidden)
     return {
         "convolutions": TRAIN * 2 * rows * layers * size**2 * DECODER_KERNEL / DECODER_GROUPS,
-        "products": TRAIN * 2 * rows * 2 * size * hidden,
+        "products": TRAIN * 2 * rows * size * hidden,
         "elements": 2.5 * values,
         "activations": values,
     }
@@ -244,18 +245,21 @@ def _loss(encoder: dict, objective: dict, frames: Sequence[int], *, trains: bool
 
 def _contrastive(encoder: dict, objective: dict, frames: Sequence[int], *, trains: bool) -> dict[str, float]:
     """wav2vec 2.0's quantizer, projections and similarities at masked frames."""
-    masked = [_masked_share(objective) * n for n in frames]
+    share, num_masks = _masked_share(objective), objective.get("num_masks", 1)
+    masked = [share * n for n in frames]
     rows = sum(masked) + ROWS / 2
+    asked = (1 - (1 - share) ** num_masks) * sum(frames) / num_masks + ROWS / 2  # frames that any mask hides
     words, final, code = (
         objective["num_groups"] * objective["num_codewords"],
         objective["final_size"],
         objective["code_size"],
     )
     quantizer = (TRAIN if trains else 2) * encoder["conv_channels"][-1] * words
-    rest = TRAIN * (objective["num_codewords"] * code + encoder["hidden_size"] * final + code * final)
+    targets = quantizer + TRAIN * (objective["num_codewords"] * code + code * final)
+    contexts = TRAIN * encoder["hidden_size"] * final
     pairs = sum(n**2 for n in masked)
-    products = 2 * rows * (quantizer + rest) + TRAIN * 2 * final * pairs + 2 * sum(n**3 for n in masked)
-    elements = 8 * rows * words + 16 * pairs
+    products = 2 * (asked * targets + rows * contexts) + TRAIN * 2 * final * pairs + 2 * sum(n**3 for n in masked)
+    elements = 8 * asked * words + 16 * pairs
     return {"products": products, "elements": elements, "activations": elements / 2}
 
 
@@ -307,8 +311,9 @@ def _head_parameters(encoder: dict, objective: dict) -> float:
     if objective["name"] == "wav2vec2":
         words, code = objective["num_groups"] * objective["num_codewords"], objective["code_size"]
         quantizer = encoder["conv_channels"][-1] * words + objective["num_codewords"] * code
-        return quantizer + (hidden + code) * objective["final_size"]
-    head = sum(inputs * outputs for inputs, outputs in _head(encoder, objective))
+        head = quantizer + (hidden + code) * objective["final_size"]
+    else:
+        head = sum(inputs * outputs for inputs, outputs in _head(encoder, objective))
     if objective.get("decoder_layers"):
         size = objective["decoder_size"]
         head += 2 * hidden * size + objective["decoder_layers"] * size**2 * DECODER_KERNEL / DECODER_GROUPS

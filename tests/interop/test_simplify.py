@@ -12,22 +12,23 @@ from speechssl.heads.distil import DistilledObjective
 from speechssl.heads.semi import SemiSupervisedObjective
 from speechssl.interop.simplify import simplify
 from speechssl.models.encoder import Encoder
+from speechssl.objectives.wav2vec2 import Wav2Vec2Objective
 from speechssl.training.checkpoint import Checkpoint, build_model, model_config
 
 
 @pytest.fixture
 def checkpoint(small_config, ctc_options, tmp_path):
-    def make(kind, name, **options):
+    def make(kind, name, shared=ctc_options, **options):
         torch.manual_seed(0)
         encoder = Encoder(small_config())
-        objective = kind(encoder.config, **ctc_options, **options)
+        objective = kind(encoder.config, **shared, **options)
         for parameter in objective.parameters():
             nn.init.normal_(parameter, std=0.2)
         config = model_config(
             sample_rate=16_000,
             normalize=False,
             encoder=encoder.config,
-            objective={"name": name, **ctc_options, **options},
+            objective={"name": name, **shared, **options},
         )
         tensors = nn.ModuleDict({"encoder": encoder, "objective": objective}).state_dict()
         return Checkpoint(tmp_path, config, tensors)
@@ -62,3 +63,17 @@ def test_what_has_no_place_is_refused_by_name(checkpoint):
         simplify(checkpoint(CTCObjective, "ctc", layers="weighted"))
     with pytest.raises(UserError, match=r"task\.recurrent_size and task\.layers=weighted"):
         simplify(checkpoint(CTCObjective, "ctc", layers="weighted", recurrent_size=4))
+
+
+def test_heads_of_objectives_that_others_lack_are_left_out(checkpoint, wav2vec2_options, make_batch, caplog):
+    plain = checkpoint(Wav2Vec2Objective, "wav2vec2", wav2vec2_options())
+    assert simplify(plain) is plain
+    decoder = {"num_masks": 2, "decoder_layers": 1, "decoder_size": 16}
+    found = checkpoint(Wav2Vec2Objective, "wav2vec2", wav2vec2_options(), **decoder)
+    with caplog.at_level("INFO", "speechssl"):
+        encoder, head = build_model(simplify(found))
+    assert "objective=wav2vec2 with a decoder is left out" in caplog.text
+    assert not list(head.parameters())
+    batch = make_batch([9_000])
+    frames = (x(batch.waveforms, batch.lengths).packed[-1] for x in (encoder, build_model(found)[0]))
+    assert torch.equal(*frames)

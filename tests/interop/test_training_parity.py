@@ -44,7 +44,7 @@ def draw(frame_lengths, *, distractors, shape, seed=3):
     others = [x + (x >= torch.arange(len(x))[:, None]) for x in others]
     noise = [-torch.empty(n, *shape).exponential_(generator=generator).log() for n in frame_lengths]
     masked = torch.cat([x[mask] for x, mask in zip(noise, masks, strict=True)])
-    return Draw(torch.cat(masks), counts, others, masked), masks, noise
+    return Draw(torch.cat(masks)[None], counts, others, masked), masks, noise
 
 
 def reference_loss(model, waveforms, masks, others, noise, monkeypatch, *, uneven):
@@ -84,8 +84,8 @@ def assert_same_gradients(model, ours):
     assert theirs.keys() == ours.keys()
     whole = torch.stack([g.norm() for g in theirs.values()]).norm()
     for name, gradient in theirs.items():
-        # A key's bias has a gradient of zero, of which the reference has only rounding: 1e-10 of the whole at most.
-        limit = 1e-4 * max(gradient.norm(), 1e-6 * whole)
+        # The softmax does not see a key's bias: its gradient is zero, of which there is rounding alone.
+        limit = 1e-9 * whole if name.endswith("k_proj.bias") else 1e-4 * max(gradient.norm(), 1e-6 * whole)
         assert (ours[name] - gradient).norm() <= limit, name
 
 
@@ -192,7 +192,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_here_and_not_there(p
 
     terms = []
     for i in range(2):
-        mask = choices.mask.split(frames)[i]
+        mask = choices.masks.split(frames, 1)[i]
         part = Draw(mask, [counts[i]], [choices.distractors[i]], noises[i])
         terms.append(objective(encoder, batch([waveforms[i]]), draw=part).terms["contrastive"])
     for term in terms:

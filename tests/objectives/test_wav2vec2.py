@@ -35,11 +35,12 @@ def parts(encoder, objective, batch, draw):
     """Contexts [M, D], targets [M, D] and codes [M, G] of the masked frames, from the parts of the model."""
     features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
     normed = encoder.feature_norm(features)
-    output = encoder.contextualize(normed, frame_lengths, mask=draw.mask)
+    [mask] = draw.masks
+    output = encoder.contextualize(normed, frame_lengths, mask=mask)
     quantized = objective.quantizer(
-        normed[draw.mask], temperature=objective.gumbel_temperature, noise=draw.noise if objective.training else None
+        normed[mask], temperature=objective.gumbel_temperature, noise=draw.noise if objective.training else None
     )
-    contexts = objective.project_context(output.packed[-1][draw.mask])
+    contexts = objective.project_context(output.packed[-1][mask])
     return contexts, objective.project_target(quantized.vectors), quantized
 
 
@@ -68,7 +69,7 @@ def test_contrastive_loss_is_that_of_a_naive_one(build, make_batch, training, nu
     contexts, targets, quantized = parts(encoder, objective, batch, draw)
     loss, right, chance = naive_loss(contexts, targets, quantized.codes, draw, 0.1)
     term = output.terms["contrastive"]
-    assert term.count == len(right) == int(draw.mask.sum())
+    assert term.count == len(right) == int(draw.masks.sum())
     assert term.sum.item() == pytest.approx(loss.item(), rel=1e-5)
     assert float(output.metrics["accuracy"][0]) == sum(right)
     assert float(output.metrics["chance"][0]) == pytest.approx(sum(chance), rel=1e-5)
@@ -88,9 +89,9 @@ def test_diversity_and_feature_penalty_by_hand(build, make_batch):
     features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
     normed = encoder.feature_norm(features)
     draw = objective.draw(batch, frame_lengths)
-    masked = int(draw.mask.sum())
+    masked = int(draw.masks.sum())
 
-    logits = objective.quantizer.projection(normed[draw.mask]).view(masked, 2, 5)
+    logits = objective.quantizer.projection(normed[draw.masks[0]]).view(masked, 2, 5)
     mean = logits.softmax(-1).mean(0).detach().double().numpy()
     exp_entropy = np.exp(-(mean * np.log(mean)).sum(-1)).sum()
     diversity = output.terms["diversity"]
@@ -108,8 +109,12 @@ def test_diversity_and_feature_penalty_by_hand(build, make_batch):
     assert 2 <= code_perplexity <= 10
 
 
-def test_counts_are_known_before_the_forward_pass(build, make_batch):
-    encoder, objective = build()
+MASKS = [{}, {"num_masks": 3}, {"num_masks": 2, "decoder_layers": 2, "decoder_size": 16}]
+
+
+@pytest.mark.parametrize("options", MASKS)
+def test_counts_are_known_before_the_forward_pass(build, make_batch, options):
+    encoder, objective = build(**options)
     for lengths in (LENGTHS, LENGTHS[3:]):
         batch = make_batch(lengths)
         frames = [encoder.feature_encoder.num_frames(n) for n in lengths]
@@ -117,9 +122,10 @@ def test_counts_are_known_before_the_forward_pass(build, make_batch):
         assert objective.counts(batch, frames) == {name: term.count for name, term in terms.items()}
 
 
-def test_no_term_of_a_clip_knows_the_other_clips(build, make_batch):
+@pytest.mark.parametrize("options", MASKS)
+def test_no_term_of_a_clip_knows_the_other_clips(build, make_batch, options):
     """Three clips and a short one, of distinct content: with one distractor from elsewhere the sums would differ."""
-    encoder, objective = build(num_distractors=50)
+    encoder, objective = build(num_distractors=50, **options)
     batch = make_batch(LENGTHS)
     together = objective(encoder, batch)
     alone = []
@@ -139,16 +145,90 @@ def test_no_term_of_a_clip_knows_the_other_clips(build, make_batch):
 def test_masks_lie_within_the_clips(build, make_batch):
     _, objective = build()
     draw = objective.draw(make_batch(LENGTHS), [62, 49, 27, 9])
-    assert draw.mask.shape == (62 + 49 + 27 + 9,)
-    masked = [int(mask.sum()) for mask in draw.mask.split([62, 49, 27, 9])]
+    assert draw.masks.shape == (1, 62 + 49 + 27 + 9)
+    masked = [int(mask.sum()) for mask in draw.masks[0].split([62, 49, 27, 9])]
     assert masked[3] == 0  # too short for a span: no part in the loss
     assert masked[:3] == draw.num_masked == [len(drawn) for drawn in draw.distractors]
     for number, drawn in zip(draw.num_masked, draw.distractors, strict=True):
         assert 0 <= drawn.min() <= drawn.max() < number
 
 
-def test_a_batch_of_short_clips_has_no_loss_and_no_gradient(build, make_batch):
-    encoder, objective = build()
+@pytest.mark.parametrize("training", [False, True])
+def test_several_masks_share_features_and_targets(build, make_batch, training):
+    """The sum over masks of what a naive loss makes of each, with the codewords of one choice."""
+    encoder, objective = build(num_masks=3)
+    objective.train(training)
+    batch, frames = make_batch(LENGTHS), [62, 49, 27, 9]
+    draw = objective.draw(batch, frames)
+    assert len({tuple(mask.tolist()) for mask in draw.masks}) == 3
+    hidden = draw.masks.any(0)
+    features, _ = encoder.features(batch.waveforms, batch.lengths)
+    normed = encoder.feature_norm(features)
+    quantized = objective.quantizer(normed[hidden], temperature=objective.gumbel_temperature, noise=draw.noise)
+    targets, codes = torch.zeros(len(hidden), 8), torch.zeros(len(hidden), 2, dtype=torch.long)
+    targets[hidden], codes[hidden] = objective.project_target(quantized.vectors), quantized.codes
+    expected, done = 0.0, 0
+    for mask in draw.masks:
+        counts = [int(part.sum()) for part in mask.split(frames) if part.any()]
+        part = slice(done, done + len(counts))
+        assert draw.num_masked[part] == counts
+        last = encoder.contextualize(normed, frames, mask=mask).packed[-1]
+        alone = Draw(mask[None], counts, draw.distractors[part], None)
+        loss, _, _ = naive_loss(objective.project_context(last[mask]), targets[mask], codes[mask], alone, 0.1)
+        expected, done = expected + loss.item(), done + len(counts)
+    output = objective(encoder, batch, draw=draw)
+    assert output.terms["contrastive"].sum.item() == pytest.approx(expected, rel=1e-5)
+    assert output.terms["contrastive"].count == int(draw.masks.sum())
+    mean = quantized.probabilities.mean(0).double()
+    diversity = 1 - (-(mean * mean.log()).sum(-1)).exp().sum().item() / 10
+    term = output.terms["diversity"]
+    assert (term.sum.item() / term.count, term.count) == (pytest.approx(diversity, rel=1e-4), int(hidden.sum()))
+
+
+def test_the_first_of_several_masks_is_that_of_one(build, make_batch):
+    batch, frames = make_batch(LENGTHS), [62, 49, 27, 9]
+    (_, one), (_, three) = build(), build(num_masks=3)
+    a, b = one.draw(batch, frames), three.draw(batch, frames)
+    assert torch.equal(a.masks[0], b.masks[0])
+    for alone, first in zip(a.distractors, b.distractors, strict=False):
+        assert torch.equal(alone, first)
+
+
+def test_with_a_decoder_the_layers_see_visible_frames_only(build, make_batch):
+    encoder, objective = build(decoder_layers=1, decoder_size=16)
+    batch = make_batch([20_000])
+    hidden = int(objective.draw(batch, [62]).masks.sum())
+    seen = []
+    encoder.context.layers[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[1]))
+    objective(encoder, batch)
+    assert seen == [[62 - hidden, 64 - (62 - hidden)]]  # and the clip that rounds rows up
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"decoder_layers": 1, "decoder_size": 24}, "decoder_size is 24"),
+        ({"decoder_layers": 1, "decoder_size": 16, "mask_span": 2}, "mask_span is 2, .* at least 3 .* decoder"),
+        ({"encoder_changes": {"context": "recurrent"}, "decoder_layers": 1, "decoder_size": 16}, "recurrent context"),
+    ],
+)
+def test_a_decoder_that_cannot_be_is_refused(build, options, reason):
+    with pytest.raises(UserError, match=reason):
+        build(**options)
+
+
+def test_what_changes_nothing_is_not_kept_with_a_run():
+    """So that a run begun before these settings existed goes on."""
+    old = {"num_groups": 2, "temperature": 0.1}
+    complete = Wav2Vec2Objective.complete
+    assert complete(old | {"num_masks": 1, "decoder_layers": 0, "decoder_size": 384}, None) == old
+    new = old | {"num_masks": 2, "decoder_layers": 4, "decoder_size": 384}
+    assert complete(new, None) == new
+
+
+@pytest.mark.parametrize("options", MASKS)
+def test_a_batch_of_short_clips_has_no_loss_and_no_gradient(build, make_batch, options):
+    encoder, objective = build(**options)
     objective.train()
     output = objective(encoder, make_batch([3_000, 2_000]))
     assert output.terms["contrastive"].count == output.terms["diversity"].count == 0
@@ -163,12 +243,12 @@ def test_random_choices_are_those_of_the_clips_seeds(build, make_batch):
     objective.train()
     batch = make_batch(LENGTHS)
     draw, again = (objective.draw(batch, [62, 49, 27, 9]) for _ in range(2))
-    assert torch.equal(draw.mask, again.mask)
+    assert torch.equal(draw.masks, again.masks)
     assert torch.equal(draw.noise, again.noise)
     assert draw.noise.shape == (sum(draw.num_masked), 2, 5)
     other = make_batch(LENGTHS)
     other.seeds = [seed + 1 for seed in batch.seeds]
-    assert not torch.equal(draw.mask, objective.draw(other, [62, 49, 27, 9]).mask)
+    assert not torch.equal(draw.masks, objective.draw(other, [62, 49, 27, 9]).masks)
     assert objective.eval().draw(batch, [62, 49, 27, 9]).noise is None
 
 
@@ -252,14 +332,14 @@ def test_loss_and_gradients_are_those_of_transformers(build, make_batch, transfo
 
     batch, frames = make_batch([20_000, 20_000]), 62
     draw = objective.draw(batch, [frames, frames])
-    masks = draw.mask.view(2, frames)
+    masks = draw.masks.view(2, frames)
     negatives = torch.zeros(2, frames, 10, dtype=torch.long)
     for clip, drawn in enumerate(draw.distractors):
         negatives[clip, masks[clip]] = clip * frames + masks[clip].nonzero().squeeze(1)[drawn]
 
     def gumbel_softmax(logits, tau, hard):
         noise = torch.zeros(2 * frames, 2, 3)
-        noise[draw.mask] = draw.noise
+        noise[draw.masks[0]] = draw.noise
         soft = ((logits + noise.view(-1, 3)) / tau).softmax(-1)
         hot = nn.functional.one_hot(soft.argmax(-1), 3)
         # In torch's own order, rounding can hide from transformers that two codes are the same.
@@ -290,7 +370,7 @@ def test_a_draw_can_be_given(build, make_batch):
     batch = make_batch([16_000])
     mask = torch.zeros(49, dtype=torch.bool)
     mask[[3, 4, 5]] = True
-    draw = Draw(mask, [3], [torch.tensor([[1, 2], [0, 0], [1, 1]])], noise=None)
+    draw = Draw(mask[None], [3], [torch.tensor([[1, 2], [0, 0], [1, 1]])], noise=None)
     output = objective(encoder, batch, draw=draw)
     contexts, targets, quantized = parts(encoder, objective, batch, draw)
     loss, _, _ = naive_loss(contexts, targets, quantized.codes, draw, 0.1)

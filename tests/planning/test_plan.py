@@ -62,6 +62,7 @@ def test_work_grows_as_the_kinds_say():
         ("model=tiny", "batch=2x2", "objective=apc"),
         ("model=tiny", "batch=2x2", "objective=data2vec"),
         ("model=tiny", "batch=2x2", "objective=data2vec2"),
+        ("model=tiny", "batch=2x2", "objective.num_masks=3", "objective.decoder_layers=4"),
         ("model=tiny", "batch=2x2", "objective=dinosr"),
         ("model=tiny", "batch=2x2", "objective=simclr"),
         ("model=tiny", "batch=2x2", "objective=byol"),
