@@ -13,6 +13,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `derive_seed(*parts)`."""
-    return torch.Generator().manual_seed(derive_seed(*parts))
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by `derive_seed(*parts)`; what a GPU's draws is not what a CPU's does."""
+    return torch.Generator(device).manual_seed(derive_seed(*parts))

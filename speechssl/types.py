@@ -70,7 +70,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch with its waveforms on `device`; lengths stay on the CPU, where shapes are decided."""
         return Batch(
-            waveforms=self.waveforms.to(device, non_blocking=True),
+            waveforms=to_device(self.waveforms, device),
             lengths=self.lengths,
             seeds=self.seeds,
             utterances=self.utterances,
@@ -108,6 +108,13 @@ class EncoderOutput:
 
     def _pad(self, x_PC: Tensor) -> Tensor:
         return pad_sequence(x_PC.split(self.frame_lengths), batch_first=True)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. To a GPU it goes from pinned memory, so that nobody waits until the GPU is idle."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

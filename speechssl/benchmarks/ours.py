@@ -15,6 +15,7 @@ from speechssl.data.text import BLANK
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.rng import derive_seed
 from speechssl.training.checkpoint import build_objective, model_config
+from speechssl.training.distributed import compile_layers
 from speechssl.training.optim import build_optimizer
 from speechssl.types import Batch
 
@@ -75,6 +76,8 @@ class Ours:
         cpu.tune(device)  # as training does
         self.settings, self.batch, self.parts = settings, batch.to(device), parts
         self.model = build(settings).to(device)
+        if settings["trainer"]["compile"]:
+            compile_layers(self.model)
         self.encoder, self.objective = self.model["encoder"], self.model["objective"]
         self.rest = REST[settings["what"]]
         self._watch()

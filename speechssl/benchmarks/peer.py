@@ -51,6 +51,9 @@ class Peer:
         self.settings, self.parts, self.device = settings, parts, device
         self.model = build(settings).to(device)
         self.config = self.model.config
+        if settings["trainer"]["compile"]:
+            for layer in self.model.wav2vec2.encoder.layers:
+                layer.compile(dynamic=True)
         what = settings["what"]
         self.rest, self.step = REST[what], getattr(self, f"_{what}")
         self._watch()

@@ -58,7 +58,8 @@ class Worker:
     def facts(self) -> dict[str, Any]:
         """What a side reports after its steps."""
         peak, shares = self.memory.peak(), self.parts.shares()  # before the counting adds to them
-        with torch.set_grad_enabled(not self.is_inference):  # the counter does not go with inference mode
+        # The counter does not go with inference mode, and does not see into what is compiled.
+        with torch.set_grad_enabled(not self.is_inference), torch.compiler.set_stance("force_eager"):
             flops = meters.count_flops(lambda: self.side.step(2))  # as most: the first does more
         parameters = sum(p.numel() for p in self.side.model.parameters())
         return {"peak_memory_bytes": peak, "parameters": parameters, "flops": flops, "shares": shares}

@@ -96,8 +96,20 @@ def _attention() -> Check:
 
     if not torch.cuda.is_available():
         return Check("flash attention", None, "a GPU's; on a CPU torch has its own")
-    works = torch.backends.cuda.is_flash_attention_available()
-    return Check("flash attention", works, "torch's own" if works else "not in this build", "a GPU of 2018 or newer")
+
+    def use() -> str:
+        from speechssl.models.packed import attend_packed
+
+        lengths = [70, 1, 33]
+        qkv = torch.randn(sum(lengths), 3, 2, 64, device="cuda", dtype=torch.bfloat16)
+        found = attend_packed(qkv, lengths, 0.0, causal=False)
+        clips = [clip.permute(1, 2, 0, 3).float() for clip in qkv.split(lengths)]
+        wanted = torch.cat([torch.nn.functional.scaled_dot_product_attention(*x).transpose(0, 1) for x in clips])
+        difference = (found - wanted).abs().max().item()
+        assert difference < 0.02, f"of packed clips it is off by {difference:.3f}"
+        return f"of packed clips, within {difference:.3f} of torch's fp32"
+
+    return _try("flash attention", use, "a GPU of 2020 or newer, or trainer.precision=fp32")
 
 
 def _processor() -> Check:

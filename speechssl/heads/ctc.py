@@ -21,7 +21,7 @@ from speechssl.heads.adapters import Adapters
 from speechssl.heads.encoding import encode, is_frozen
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.recurrence import recur
-from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance, at_least_fp32
+from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance, at_least_fp32, to_device
 
 
 class CTCObjective(nn.Module):
@@ -214,7 +214,7 @@ def ctc_loss(logits: Tensor, frame_lengths: list[int], targets: list[Tensor]) ->
         log_probs = log_probs.cpu()  # on a GPU its gradient has no deterministic form
     loss = F.ctc_loss(
         log_probs,
-        torch.cat(targets).to(log_probs.device),
+        to_device(torch.cat(targets), log_probs.device),
         torch.tensor(frame_lengths),
         torch.tensor([len(target) for target in targets]),
         blank=BLANK_INDEX,

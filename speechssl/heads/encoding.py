@@ -39,11 +39,11 @@ def encode(
             span_mask(frames, generator=make_generator(seed, "mask"), **mask)
             for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
         ]
-        hidden = torch.cat(masks).to(features.device)
+        hidden = torch.cat(masks)
     if channel_mask:
         size = encoder.config.hidden_size
         masks = [span_mask(size, generator=make_generator(seed, "channels"), **channel_mask) for seed in batch.seeds]
-        hidden_channels = torch.stack(masks).repeat_interleave(torch.tensor(frame_lengths), 0).to(features.device)
+        hidden_channels = torch.stack(masks).repeat_interleave(torch.tensor(frame_lengths), 0)
     with torch.set_grad_enabled(grad and not freeze_encoder):
         normed = encoder.feature_norm(features)
         return encoder.contextualize(

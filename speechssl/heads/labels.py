@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from speechssl.errors import UserError
 from speechssl.objectives.common import Metrics, in_fp32, pad_rows
-from speechssl.types import LossOutput, Term
+from speechssl.types import LossOutput, Term, to_device
 
 
 class LabelHead(nn.Module):
@@ -42,16 +42,17 @@ class LabelHead(nn.Module):
     def loss(self, frames: Tensor, labels: Tensor, mask: Tensor, *, unmasked_weight: float, watching: bool):
         """Cross-entropy of frames [P, C] with labels int64 [P] -> LossOutput: over masked frames, and over the others.
 
+        The mask, bool [P], is on the CPU.
         Where the others weigh nothing they are not computed.
         """
         terms, metrics = {}, {}
         for name, weight, chosen in (("masked", 1.0, mask), ("unmasked", unmasked_weight, ~mask)):
             if not weight:
                 continue
-            indexes = chosen.nonzero().squeeze(1)
-            logits = self(frames.index_select(0, pad_rows(indexes)))[: len(indexes)]
-            wanted = labels[indexes]
-            terms[name] = Term(F.cross_entropy(logits, wanted, reduction="sum"), len(indexes), weight)
+            count = int(chosen.sum())
+            rows = to_device(pad_rows(chosen.nonzero().squeeze(1)), frames.device)
+            logits, wanted = self(frames.index_select(0, rows))[:count], labels.index_select(0, rows[:count])
+            terms[name] = Term(F.cross_entropy(logits, wanted, reduction="sum"), count, weight)
             if name == "masked":
                 metrics = self._figures(logits.detach(), wanted, watching)
         return LossOutput(terms, metrics)

@@ -19,7 +19,7 @@ from speechssl.heads.encoding import encode, is_frozen
 from speechssl.heads.margin import LOSSES, MarginClassifier
 from speechssl.heads.pooling import POOLINGS, TDNN, build_pooling
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance
+from speechssl.types import Batch, EncoderOutput, LossOutput, Term, Utterance, to_device
 
 LAYERS = ("weighted", "last")
 
@@ -177,7 +177,7 @@ class ClassifyObjective(nn.Module):
     def loss(self, output: EncoderOutput, targets: list[Tensor]) -> LossOutput:
         """Encoder output and int64 [1] of each clip -> cross-entropy in nats, and the accuracy (without a margin)."""
         embeddings = self.embed(output)
-        target = torch.cat(targets).to(embeddings.device)
+        target = to_device(torch.cat(targets), embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):  # cosines want more digits than bf16 has
             dropped = F.dropout(embeddings, self.dropout, self.training)
             logits = self.linear(dropped)

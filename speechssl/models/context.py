@@ -20,6 +20,8 @@ from speechssl.errors import UserError
 from speechssl.models.dropout import attend, dropout
 from speechssl.models.fourier import correlate
 from speechssl.models.lengths import ROWS, missing, runs
+from speechssl.models.packed import attend_packed, fits
+from speechssl.types import to_device
 
 # The positional convolution sees lengths that are multiples of this many frames.
 GRAIN = 32
@@ -152,6 +154,8 @@ class SelfAttention(nn.Module):
         """[P, C] -> [P, C]. `biases` are relative positions [heads, T, T] by T."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         probability = self.dropout if self.training else 0.0
+        if fits(qkv) and not self.gate:
+            return self.out(attend_packed(qkv, frame_lengths, probability, causal=self.causal).flatten(1))
         plain = x.device.type == "cpu" and not self.gate and not self.causal
         outputs, start = [], 0
         for _, count, length in runs(frame_lengths):
@@ -206,9 +210,6 @@ class TransformerLayer(nn.Module):
     def _drop(self, x: Tensor, probability: float) -> Tensor:
         return dropout(x, probability, self.training) if probability else x
 
-    def _attend(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None) -> Tensor:
-        return self._drop(self.attention(x, frame_lengths, biases), self.dropout)
-
     def _feed(self, x: Tensor) -> Tensor:
         x = self._drop(F.gelu(self.feed_in(x)), self.activation_dropout)
         return self._drop(self.feed_out(x), self.dropout)
@@ -220,11 +221,20 @@ class TransformerLayer(nn.Module):
         return self._run(x, frame_lengths, biases)
 
     def _run(self, x: Tensor, frame_lengths: list[int], biases: dict[int, Tensor] | None) -> Tensor:
+        attended = self.attention(self.attention_norm(x) if self.pre_norm else x, frame_lengths, biases)
+        return self._row_by_row(x, attended)
+
+    def _row_by_row(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What comes after attention, in which no row sees another."""
+        x = x + self._drop(attended, self.dropout)
         if self.pre_norm:
-            x = x + self._attend(self.attention_norm(x), frame_lengths, biases)
             return x + self._feed(self.feed_norm(x))
-        x = self.attention_norm(x + self._attend(x, frame_lengths, biases))
+        x = self.attention_norm(x)
         return self.feed_norm(x + self._feed(x))
+
+    def compile_rows(self) -> None:
+        """Have torch.compile fuse what comes after attention, for any number of rows."""
+        self._row_by_row = torch.compile(self._row_by_row, dynamic=True)
 
 
 class ContextNetwork(nn.Module):
@@ -318,8 +328,8 @@ class ContextNetwork(nn.Module):
         filler = missing(sum(lengths), ROWS)
         lengths = [*lengths, filler] if filler else lengths
         groups = _groups(frame_lengths, self.hourglass)
-        sizes = torch.bincount(groups, minlength=sum(lengths)).clamp_min(1).to(x)
-        groups = groups.to(x.device)
+        sizes = to_device(torch.bincount(groups, minlength=sum(lengths)).clamp_min(1), x.device).to(x.dtype)
+        groups = to_device(groups, x.device)
         short = x.new_zeros(sum(lengths), x.shape[1]).index_add(0, groups, x) / sizes[:, None]
         states = self._run(steps, short, lengths)
         return [x + (state - short).index_select(0, groups) for state in states]

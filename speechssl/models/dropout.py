@@ -29,8 +29,8 @@ def drawn(shape: torch.Size, probability: float) -> tuple[Tensor, float]:
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """As F.dropout."""
-    if not training or not probability or x.device.type != "cpu":
+    """As F.dropout, which a compiler draws within what it fuses."""
+    if not training or not probability or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, probability, training)
     kept, factor = drawn(x.shape, probability)
     return x * kept * factor

@@ -16,7 +16,7 @@ from speechssl.models.fbank import FbankEncoder
 from speechssl.models.feature_encoder import FeatureEncoder
 from speechssl.models.lengths import ROWS, hop, missing, num_frames, receptive_field
 from speechssl.models.past import ConvolutionalContext, RecurrentContext
-from speechssl.types import EncoderOutput
+from speechssl.types import EncoderOutput, to_device
 
 # No layer of an encoder is larger, and none has more layers.
 MAX_SIZE, MAX_LAYERS = 2**20, 1000
@@ -199,7 +199,7 @@ class Encoder(nn.Module):
         x = self.projection(normed)
         if drop and self.config.projection_dropout:
             x = dropout(x, self.config.projection_dropout, self.training)
-        return x if mask is None else torch.where(mask.to(x.device)[:, None], self.mask_vector.to(x.dtype), x)
+        return x if mask is None else torch.where(to_device(mask, x.device)[:, None], self.mask_vector.to(x.dtype), x)
 
     def contextualize(
         self,
@@ -225,11 +225,11 @@ class Encoder(nn.Module):
         mask = None if mask is None else F.pad(mask, (0, filler))
         x = self.project(F.pad(normed, (0, 0, 0, filler)), mask, drop=context is None)
         if channel_mask is not None:
-            x = x.masked_fill(F.pad(channel_mask, (0, 0, 0, filler)), 0.0)
+            x = x.masked_fill(to_device(F.pad(channel_mask, (0, 0, 0, filler)), x.device), 0.0)
         chosen = {}
         if visible_only:
             frame_lengths = [int((~part).sum()) for part in mask.split(lengths)]
-            chosen = {"visible": ((~mask).nonzero().squeeze(1).to(x.device), frame_lengths)}
+            chosen = {"visible": (to_device((~mask).nonzero().squeeze(1), x.device), frame_lengths)}
             frame_lengths = frame_lengths[: len(lengths) - bool(filler)]
         states = (context or self.context)(x, lengths, generator=generator, **chosen)
         return EncoderOutput([state[:rows] for state in states], frame_lengths)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from speechssl.errors import UserError
 from speechssl.models.convolution import convolve_gelu
 from speechssl.models.lengths import END, WINDOW, hop, num_frames, receptive_field, rest
+from speechssl.types import to_device
 
-# Windows that go through the convolutions together.
-TILE = 16
+# Windows that go through the convolutions together: on a CPU as many as stay in its cache, on a GPU as many as keep it
+# busy for longer than it takes to start a kernel.
+TILE, GPU_TILE = 16, 128
 
 
 class ConvLayer(nn.Module):
@@ -154,8 +156,8 @@ class FeatureEncoder(nn.Module):
         )
         weight, bias = first
         per_clip = weight.shape[0] > 1
-        outputs = []
-        for tile, owner in zip(windows.split(TILE), owners.split(TILE), strict=True):
+        outputs, size = [], TILE if windows.device.type == "cpu" else GPU_TILE
+        for tile, owner in zip(windows.split(size), owners.split(size), strict=True):
             index = owner if per_clip else torch.zeros_like(owner)
             x = self._first_layer(tile, weight[index], bias[index])
             for layer in self.layers[1:]:
@@ -224,4 +226,4 @@ def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, 
             clip = F.pad(clip, (0, needed - len(clip))) if needed > len(clip) else clip[:needed]
             windows.append(clip.unfold(0, size, step))
     owners = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(counts))
-    return torch.cat(windows), owners.to(clips[0].device)
+    return torch.cat(windows), to_device(owners, clips[0].device)

@@ -33,7 +33,8 @@ def span_mask(
 def sample_distractors(num_masked: int, num_distractors: int, *, generator: torch.Generator) -> Tensor:
     """int64 [M, K]: for each masked frame of a clip, K other masked frames of the clip, uniformly, with replacement.
 
-    Never the frame itself. Needs at least two masked frames.
+    Never the frame itself. Needs at least two masked frames. They are on the generator's device.
     """
-    others = torch.randint(num_masked - 1, (num_masked, num_distractors), generator=generator)
-    return others + (others >= torch.arange(num_masked)[:, None])
+    device = generator.device
+    others = torch.randint(num_masked - 1, (num_masked, num_distractors), generator=generator, device=device)
+    return others + (others >= torch.arange(num_masked, device=device)[:, None])

@@ -80,8 +80,9 @@ class GumbelQuantizer(nn.Module):
 
 
 def gumbel_noise(num_frames: int, num_groups: int, num_codewords: int, *, generator: torch.Generator) -> Tensor:
-    """float32 [M, G, V] drawn from the standard Gumbel distribution."""
-    return -torch.empty(num_frames, num_groups, num_codewords).exponential_(generator=generator).log()
+    """float32 [M, G, V] drawn from the standard Gumbel distribution, on the generator's device."""
+    noise = torch.empty(num_frames, num_groups, num_codewords, device=generator.device)
+    return -noise.exponential_(generator=generator).log()
 
 
 def perplexity(mean_probabilities: Tensor) -> Tensor:

@@ -53,11 +53,12 @@ class Teacher(nn.Module):
             return
         self.due = False
         ours = dict(self.network.named_parameters())
+        share = torch.where(self.started, 1 - self.momentum, 1.0)  # of the student, decided on its device
         for name, parameter in student.named_parameters():
-            if self.started and not name.startswith(self.copied):
-                ours[name].lerp_(parameter.to(ours[name].dtype), 1 - self.momentum)
-            else:
+            if name.startswith(self.copied):
                 ours[name].copy_(parameter)
+            else:
+                ours[name].lerp_(parameter.to(ours[name].dtype), share.to(ours[name].dtype))
         self.started.fill_(True)
 
     def forward(self, *inputs, **options):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.models.spectrum import LOW_HZ
 from speechssl.rng import generator as make_generator
-from speechssl.types import Batch
+from speechssl.types import Batch, to_device
 
 
 def clips_of(batch: Batch) -> list[Tensor]:
@@ -45,7 +45,7 @@ def crop(clip: Tensor, length: int, generator: torch.Generator) -> Tensor:
 
 def add_noise(clip: Tensor, snr_db: float, generator: torch.Generator) -> Tensor:
     """[n] with white noise at a ratio of powers."""
-    noise = torch.randn(len(clip), generator=generator).to(clip.device)
+    noise = to_device(torch.randn(len(clip), generator=generator), clip.device)
     return mix(clip, noise, snr_db)
 
 
@@ -83,7 +83,8 @@ def reorder(clip: Tensor, order: list[int], fade: int) -> Tensor:
     fade = min(fade, size // 2)
     ramp = torch.ones(size, device=clip.device)
     ramp[:fade] = torch.arange(fade, device=clip.device) / max(fade, 1)
-    return (parts * ramp * ramp.flip(0))[order].flatten()
+    faded = parts * ramp * ramp.flip(0)
+    return torch.cat([faded[number] for number in order])
 
 
 def two_views(batch: Batch, length: int, noise_snr_db: tuple[float, float]) -> Batch:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.spectrum import LogMel, standardize
 from speechssl.objectives.common import PretrainingObjective, encoder_features, spread, vector_gap
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 NUM_BINS = 80
 
@@ -43,7 +43,7 @@ class APCObjective(PretrainingObjective):
         features, frame_lengths = encoder_features(encoder, batch, self.feature_gradient_scale)
         output = encoder.contextualize(encoder.feature_norm(features), frame_lengths, generator=generator)
         left = torch.cat([torch.arange(n, 0, -1) for n in frame_lengths])
-        here = (left > self.num_steps).nonzero().squeeze(1).to(features.device)
+        here = to_device((left > self.num_steps).nonzero().squeeze(1), features.device)
         wanted = self.targets(batch, frame_lengths)[here + self.num_steps]
         predictions = self.regression(output.packed[-1].index_select(0, here)).float()
         loss = (predictions - wanted).abs().mean(-1).sum()

@@ -26,7 +26,7 @@ from speechssl.models.lengths import ROWS, missing
 from speechssl.models.masking import span_mask
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import ranks, sum_over_ranks
-from speechssl.types import Batch, EncoderOutput
+from speechssl.types import Batch, EncoderOutput, to_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -98,9 +98,9 @@ def encode_masked(
     gradient_scale: float,
     generator: torch.Generator | None,
 ) -> tuple[EncoderOutput, Tensor]:
-    """The encoder's output with frames hidden, and which were: bool [P]."""
+    """The encoder's output with frames hidden, and which were: bool [P], on the CPU, which shapes depend on."""
     features, frame_lengths = encoder_features(encoder, batch, gradient_scale)
-    mask = torch.cat(draw_masks(batch, frame_lengths, options)).to(features.device)
+    mask = torch.cat(draw_masks(batch, frame_lengths, options))
     normed = encoder.feature_norm(features)
     return encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator), mask
 
@@ -149,18 +149,16 @@ def hidden_frames(
     normed = normed.repeat(len(masks), 1) if len(masks) > 1 else normed
     if decoder is None:
         output = encoder.contextualize(normed, lengths, mask=hidden, generator=generator)
-        rows = pad_rows(hidden.nonzero().squeeze(1)).to(normed.device)
+        rows = to_device(pad_rows(hidden.nonzero().squeeze(1)), normed.device)
         return output.packed[-1], output.packed[-1].index_select(0, rows)
     frames = encoder.contextualize(normed, lengths, mask=hidden, visible_only=True, generator=generator).packed[-1]
     counts = [[int(part.sum()) for part in mask.split(frame_lengths)] for mask in masks]
-    noise = torch.cat(
-        [
-            torch.randn(count, decoder.size, generator=make_generator(seed, "decoder", number))
-            for number, of_mask in enumerate(counts)
-            for count, seed in zip(of_mask, seeds, strict=True)
-        ]
-    )
-    return frames, decoder(frames, hidden, 0.01 * noise, lengths)
+    noise = []
+    for number, of_mask in enumerate(counts):
+        for count, seed in zip(of_mask, seeds, strict=True):
+            random = make_generator(seed, "decoder", number, device=frames.device)
+            noise.append(torch.randn(count, decoder.size, generator=random, device=random.device))
+    return frames, decoder(frames, hidden, 0.01 * torch.cat(noise), lengths)
 
 
 def encode_views(

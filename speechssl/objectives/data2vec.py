@@ -24,7 +24,7 @@ from speechssl.objectives.common import (
     spread,
     vector_gap,
 )
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 
 class Data2VecObjective(PretrainingObjective):
@@ -109,7 +109,7 @@ class Data2VecObjective(PretrainingObjective):
         frames, hidden = hidden_frames(
             encoder, normed, frame_lengths, masks, seeds=batch.seeds, decoder=self.decoder, generator=generator
         )
-        places = masks.nonzero()[:, 1].to(features.device)
+        places = to_device(masks.nonzero()[:, 1], features.device)
         predictions = (hidden if self.decoder else self.regression(hidden))[: len(places)]
         wanted = targets[places]
         loss = (predictions.float() - wanted).square().sum() / targets.shape[1] ** 0.5

@@ -23,7 +23,7 @@ from speechssl.objectives.common import (
     usage,
 )
 from speechssl.training.distributed import sum_over_ranks
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 
 class DinoSRObjective(PretrainingObjective):
@@ -101,19 +101,20 @@ class DinoSRObjective(PretrainingObjective):
         normed = encoder.feature_norm(features)
         if self.training:
             self.teacher.follow(encoder.context)
-        mask = torch.cat(draw_masks(batch, frame_lengths, self.mask_options)).to(features.device)
-        places = mask.nonzero().squeeze(1)
+        mask = torch.cat(draw_masks(batch, frame_lengths, self.mask_options))
+        rows = to_device(pad_rows(mask.nonzero().squeeze(1)), features.device)
+        count = int(mask.sum())
         with torch.no_grad():
             layers = encoder.contextualize(normed.detach(), frame_lengths, context=self.teacher).packed
             # Normed over the clip's time, as data2vec's targets are.
-            top = [standardize(x.float(), frame_lengths)[places] for x in layers[-self.num_layers :]]
+            top = [standardize(x.float(), frame_lengths)[rows[:count]] for x in layers[-self.num_layers :]]
             frames = torch.stack(top)
             codes = self.assign(frames)
         output = encoder.contextualize(normed, frame_lengths, mask=mask, generator=generator).packed[-1]
-        hidden = output.index_select(0, pad_rows(places))
+        hidden = output.index_select(0, rows)
         loss, right, gap = (hidden.new_zeros((), dtype=torch.float32) for _ in range(3))
         for head, wanted in zip(self.heads, codes, strict=True):
-            logits = head(hidden)[: len(places)].float()
+            logits = head(hidden)[:count].float()
             loss = loss + F.cross_entropy(logits, wanted, reduction="sum") / self.num_layers
             with torch.no_grad():
                 right += (logits.argmax(-1) == wanted).sum() / self.num_layers
@@ -121,8 +122,8 @@ class DinoSRObjective(PretrainingObjective):
                 gap += (logits.gather(1, wanted[:, None]) - logits.gather(1, other[:, None])).sum() / self.num_layers
         if self.training:
             self.learn(frames, codes)
-        metrics = {"accuracy": (right, len(places))}
+        metrics = {"accuracy": (right, count)}
         if self.watching:
             metrics |= spread(output) | spread(frames[-1], "target_variance") | usage(codes[-1], self.num_codewords)
-            metrics["energy_gap"] = (gap, len(places))
-        return LossOutput({"assignment": Term(loss, len(places))}, metrics)
+            metrics["energy_gap"] = (gap, count)
+        return LossOutput({"assignment": Term(loss, count)}, metrics)

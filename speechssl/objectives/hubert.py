@@ -19,7 +19,7 @@ from speechssl.errors import UserError
 from speechssl.heads.labels import LabelHead, label_counts
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.objectives.common import PretrainingObjective, draw_masks, encode_masked, spread, usage
-from speechssl.types import Batch, LossOutput
+from speechssl.types import Batch, LossOutput, to_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -131,7 +131,7 @@ class HubertObjective(PretrainingObjective):
             self.stored(utterance, start_s, frames)
             for utterance, start_s, frames in zip(batch.utterances, starts_s, frame_lengths, strict=True)
         ]
-        return torch.cat(found).to(batch.waveforms.device)
+        return to_device(torch.cat(found), batch.waveforms.device)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator | None = None) -> LossOutput:
         """Loss of a batch in nats, summed over frames."""

@@ -15,7 +15,7 @@ from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.views import change_speed, clips_of, reorder, with_clips
 from speechssl.objectives.common import PretrainingObjective, encoder_features, pool, spread
 from speechssl.rng import generator as make_generator
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 ORDERS = list(permutations(range(3)))
 SPEEDS = (0.8, 1.0, 1.25)
@@ -65,7 +65,7 @@ class PretextObjective(PretrainingObjective):
         pooled, count = pool(output), len(frame_lengths)
         terms, metrics, gap = {}, {}, 0.0
         for name, head in self.heads.items():
-            logits, wanted = head(pooled).float(), done[name].to(pooled.device)
+            logits, wanted = head(pooled).float(), to_device(done[name], pooled.device)
             terms[name] = Term(F.cross_entropy(logits, wanted, reduction="sum"), count)
             metrics[f"accuracy_{name}"] = ((logits.argmax(1) == wanted).sum(), count)
             with torch.no_grad():

@@ -16,7 +16,7 @@ from speechssl.models.spectrum import LogMel, standardize
 from speechssl.models.views import add_noise, clips_of, mix, remove_band, uniform, with_clips
 from speechssl.objectives.common import PretrainingObjective, draw_masks, encoder_features, spread, vector_gap
 from speechssl.rng import generator as make_generator
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 NUM_BINS = 80
 MODES = ("plain", "denoise", "masked")
@@ -123,15 +123,16 @@ class ReconstructionObjective(PretrainingObjective):
         features, frame_lengths = encoder_features(encoder, self.alter(batch), self.feature_gradient_scale)
         mask = None
         if self.mode == "masked":
-            mask = torch.cat(draw_masks(batch, frame_lengths, self.mask_options)).to(features.device)
+            mask = torch.cat(draw_masks(batch, frame_lengths, self.mask_options))
         output = encoder.contextualize(encoder.feature_norm(features), frame_lengths, mask=mask, generator=generator)
         with torch.no_grad():
             spectrum = self.mel(batch.waveforms, batch.lengths, frame_lengths)
             targets = standardize(spectrum.flatten(1), frame_lengths)
         predictions = self.regression(output.packed[-1]).float()
-        hidden = self.hidden(batch, frame_lengths).to(features.device).repeat(1, self.mel.per_frame)
-        loss = (predictions - targets).abs()[hidden].sum()
+        hidden = self.hidden(batch, frame_lengths)
+        asked = to_device(hidden, targets.device).repeat(1, self.mel.per_frame)
+        loss = ((predictions - targets).abs() * asked).sum()
         metrics = {}
         if self.watching:
             metrics = spread(output.packed[-1]) | vector_gap(predictions, targets)
-        return LossOutput({"regression": Term(loss, int(hidden.sum()))}, metrics)
+        return LossOutput({"regression": Term(loss, int(hidden.sum()) * self.mel.per_frame)}, metrics)

@@ -15,7 +15,7 @@ from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.masking import sample_distractors
 from speechssl.objectives.common import PretrainingObjective, encoder_features, in_fp32, spread
 from speechssl.rng import generator as make_generator
-from speechssl.types import Batch, LossOutput, Term
+from speechssl.types import Batch, LossOutput, Term, to_device
 
 
 class Wav2VecObjective(PretrainingObjective):
@@ -62,11 +62,11 @@ class Wav2VecObjective(PretrainingObjective):
         features, frame_lengths = encoder_features(encoder, batch, self.feature_gradient_scale)
         normed = encoder.feature_norm(features)
         frames = encoder.contextualize(normed, frame_lengths, generator=generator).packed[-1]
-        false = self.draw(batch, frame_lengths).to(frames.device)
+        false = to_device(self.draw(batch, frame_lengths), frames.device)
         left = torch.cat([torch.arange(n, 0, -1) for n in frame_lengths])  # frames to the clip's end, itself included
         total, right, gap = (frames.new_zeros((), dtype=torch.float32) for _ in range(3))
         for step, projection in enumerate(self.projections, 1):
-            here = (left > step).nonzero().squeeze(1).to(frames.device)
+            here = to_device((left > step).nonzero().squeeze(1), frames.device)
             if not len(here):
                 continue
             predicted = projection(frames.index_select(0, here)).float()

@@ -35,7 +35,7 @@ from speechssl.objectives.common import (
 )
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import mean_over_ranks
-from speechssl.types import Batch, LossOutput, Term, at_least_fp32
+from speechssl.types import Batch, LossOutput, Term, at_least_fp32, to_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +49,7 @@ class Draw:
     """The random choices for a batch, so that they can be given and tested.
 
     Attributes:
-        masks: bool [num_masks, P], the hidden frames of all clips, packed, of each mask.
+        masks: bool [num_masks, P] on the CPU, the hidden frames of all clips, packed, of each mask.
         num_masked: hidden frames of each clip that takes part in the loss, in the order of the clips, mask by mask.
         distractors: int64 [M, K] for each of those clips, numbers of masked frames within the clip.
         noise: Gumbel noise [U, G, V] for the frames that are hidden in any mask, or None to take the likeliest
@@ -160,20 +160,25 @@ class Wav2Vec2Objective(PretrainingObjective):
         return {"contrastive": int(masks.sum()), "diversity": asked, "feature_penalty": masks.shape[1]}
 
     def draw(self, batch: Batch, frame_lengths: list[int]) -> Draw:
-        """Masks, distractors and (in training) Gumbel noise of each clip, from its seed."""
+        """Masks, distractors and (in training) Gumbel noise of each clip, from its seed.
+
+        Masks are on the CPU, since shapes depend on them, all else is drawn where the waveforms are.
+        """
+        device = batch.waveforms.device
         masks = self._masks(batch, frame_lengths)
         num_masked, distractors, noise = [], [], []
         for number, mask in enumerate(masks):
             for part, seed in zip(mask.split(frame_lengths), batch.seeds, strict=True):
                 masked = int(part.sum())
                 if masked:
-                    random = make_generator(seed, "distractors", *_of_mask(number))
+                    random = make_generator(seed, "distractors", *_of_mask(number), device=device)
                     num_masked.append(masked)
                     distractors.append(sample_distractors(masked, self.num_distractors, generator=random))
         if self.training:
             shape = self.quantizer.num_groups, self.quantizer.num_codewords
             for part, seed in zip(masks.any(0).split(frame_lengths), batch.seeds, strict=True):
-                noise.append(gumbel_noise(int(part.sum()), *shape, generator=make_generator(seed, "gumbel")))
+                random = make_generator(seed, "gumbel", device=device)
+                noise.append(gumbel_noise(int(part.sum()), *shape, generator=random))
         return Draw(masks, num_masked, distractors, torch.cat(noise) if noise else None)
 
     def forward(
@@ -221,7 +226,7 @@ class Wav2Vec2Objective(PretrainingObjective):
             metrics={
                 "accuracy": (contrastive.correct, count["contrastive"]),
                 "chance": (contrastive.chance, count["contrastive"]),
-                "code_perplexity": (code_perplexity, 1),
+                "code_perplexity": (code_perplexity, min(asked, 1)),
                 "gumbel_temperature": (self.gumbel_temperature, 1),
                 **metrics,
             },
@@ -231,12 +236,12 @@ class Wav2Vec2Objective(PretrainingObjective):
         """Codewords of the frames that any mask hides, with rows after them so that shapes recur; and which of them
         each hidden frame has, mask by mask: int64 [sum of M]."""
         hidden = draw.masks.any(0)
-        places = pad_rows(hidden.nonzero().squeeze(1)).to(normed.device)
+        places = to_device(pad_rows(hidden.nonzero().squeeze(1)), normed.device)
         x = F.dropout(normed.index_select(0, places), self.feature_dropout, self.training)
         noise = draw.noise
         if noise is not None:
-            noise = F.pad(noise, (0, 0, 0, 0, 0, len(places) - len(noise))).to(normed.device)
-        rows = (hidden.cumsum(0) - 1)[draw.masks.nonzero()[:, 1]].to(normed.device)
+            noise = F.pad(noise, (0, 0, 0, 0, 0, len(places) - len(noise)))
+        rows = to_device((hidden.cumsum(0) - 1)[draw.masks.nonzero()[:, 1]], normed.device)
         return self.quantizer(x, temperature=self.gumbel_temperature, noise=noise), rows
 
     def _contrastive(self, contexts: Tensor, targets: Tensor, codes: Tensor, draw: Draw) -> _Contrastive:
@@ -251,7 +256,7 @@ class Wav2Vec2Objective(PretrainingObjective):
             part = slice(start, start + masked)
             similarity = _products(contexts[part], targets[part]) / self.temperature
             same = (codes[part, None] == codes[None, part]).all(-1)
-            log_counts = _log_counts(distractors.to(similarity.device), same)
+            log_counts = _log_counts(distractors, same)
             total.add(similarity, log_counts, same)
             if self.watching:
                 total.watch(similarity.detach() * self.temperature, log_counts)

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from speechssl.errors import UserError
 from speechssl.models.context import TransformerLayer
 from speechssl.types import LossOutput
 
@@ -104,7 +106,7 @@ def ranks() -> tuple[int, int] | None:
 
 def mean_over_ranks(total: Tensor, count: int) -> Tensor:
     """The mean of what each rank has `count` of and the sum `total`; 0 where there is none at all."""
-    both = sum_over_ranks(torch.cat([total.flatten(), total.new_tensor([count])]))
+    both = sum_over_ranks(torch.cat([total.flatten(), total.new_full((1,), count)]))
     return (both[:-1] / both[-1].clamp_min(1)).view(total.shape)
 
 
@@ -167,6 +169,19 @@ def shard(model: TrainingModel, device: str) -> None:
 def replicate(model: TrainingModel) -> DistributedDataParallel:
     """DDP: each rank has all of it, and gradients are averaged. LayerDrop and freezing leave parameters unused."""
     return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Fuse what Transformer layers do besides attention with torch.compile, once for clips of all lengths.
+
+    Raises:
+        UserError: there is no compiler that torch.compile could use.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("trainer.compile=true needs a C++ compiler, and there is none; install g++ or leave it out")
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            module.compile_rows()
 
 
 def recompute(model: nn.Module, count: int | None = None) -> None:

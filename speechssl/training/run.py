@@ -117,6 +117,8 @@ def build_trainer(
     options = plain(config.trainer)
     options["device"] = device = choose_device(options["device"])
     cpu.tune(device)
+    if device == "cuda" and options["precision"] == "bf16":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     if options.pop("deterministic"):
         make_deterministic()
     world = distributed.join(device)
@@ -134,6 +136,8 @@ def build_trainer(
     loader = build_loader(config, train, train=True, **shared)
     valid_loader = build_loader(config, valid, train=False, **shared) if valid else None
     model = distributed.TrainingModel(encoder, objective).to(device)
+    if options.pop("compile"):
+        distributed.compile_layers(model)
     memory_gib = options.pop("memory_gib")
     if options.pop("recompute"):
         distributed.recompute(model)

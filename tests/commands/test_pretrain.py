@@ -187,3 +187,20 @@ def test_layers_run_again_where_memory_is_bounded(pretrain, write_corpus, read_r
     assert "of 2 layers run again" in result.err and " 0 of 2" not in result.err
     assert losses["bounded"] == losses["free"]
     assert "trainer.memory_gib=0.01 is too little" in pretrain(train, "trainer.memory_gib=0.01", run="x").sentence
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses(pretrain, write_corpus, read_rows):
+    train = write_corpus()
+    for name in ("eager", "compiled"):
+        result = pretrain(train, f"trainer.compile={str(name == 'compiled').lower()}", run=name)
+        assert result.code == 0, result.err
+    losses = [[row["loss"] for row in read_rows(name) if "loss" in row] for name in ("eager", "compiled")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_compiling_needs_a_compiler(pretrain, write_corpus, monkeypatch):
+    train = write_corpus()
+    monkeypatch.setattr("shutil.which", lambda *_: None)
+    result = pretrain(train, "trainer.compile=true")
+    assert (result.code, "install g++ or leave it out" in result.err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import pytest
@@ -139,3 +140,23 @@ def test_the_last_layers_begin_anew():
             torch.testing.assert_close(value, before[name] + 1.0)
     with pytest.raises(UserError, match="reset_layers is 9, but the encoder has"):
         ours.reset_last_layers(9)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_compiled_rows_are_the_same_and_compiled_once_for_all_lengths(pre_norm, monkeypatch):
+    """Without the compiler's last stage, which takes a minute: what is captured, and when, does not depend on it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model, compiled = network(pre_norm=pre_norm), network(pre_norm=pre_norm)
+    for layer in compiled.layers:
+        layer.compile_rows()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ([40, 24], [100, 20, 8], [64, 64, 63, 1]):
+            x = noise(sum(lengths), 16)
+            found, expected = compiled(x, lengths)[-1], model(x, lengths)[-1]
+            torch.testing.assert_close(found, expected)
+            gradients = (
+                torch.autograd.grad(y.square().sum(), network.parameters(), allow_unused=True)
+                for y, network in ((found, compiled), (expected, model))
+            )
+            torch.testing.assert_close(*gradients)
