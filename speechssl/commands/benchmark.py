@@ -124,6 +124,10 @@ def _check(settings: dict[str, Any]) -> None:
     peculiarity = foreign.peculiarity(EncoderConfig.from_dict(encoder)) if peer else None
     if peculiarity:
         raise UserError(f"the encoder {peculiarity}, and {PEER} has none like it: drop peer, or that option")
+    if peer and (settings["objective"]["num_masks"] > 1 or settings["objective"]["decoder_layers"]):
+        raise UserError(
+            f"{PEER} has one mask a clip and no decoder: drop peer, or objective.num_masks and decoder_layers"
+        )
     needed = settings["objective"].get("mask_span", 1) if settings["what"] == "pretrain" else 1
     for seconds in clip_seconds(settings["batch"]):
         samples = round(seconds * settings["model"]["sample_rate"])

@@ -214,9 +214,10 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Features after `feature_norm` [P, C_conv] -> EncoderOutput.
 
-        Frames where `mask` [P] is true are hidden by the mask vector, values where `channel_mask` [P, C] is true by 0.
-        With `visible_only` the positions alone see hidden frames, and there is no output of them. `context` takes the
-        place of the context network, as a teacher does, for which nothing is dropped.
+        Frames where `mask` [P] is true are hidden by the mask vector, values where `channel_mask` [P, C] is true by 0;
+        both are best on the CPU, where shapes are decided. With `visible_only` the positions alone see hidden frames,
+        and there is no output of them. `context` takes the place of the context network, as a teacher does, for which
+        nothing is dropped.
         """
         rows = int((~mask).sum()) if visible_only else len(normed)
         # A clip of zeros at the end, dropped again, rounds the rows up; as any clip it does not touch the others.
