@@ -138,24 +138,11 @@ def build_trainer(
     model = distributed.TrainingModel(encoder, objective).to(device)
     if options.pop("compile"):
         distributed.compile_layers(model)
-    memory_gib = options.pop("memory_gib")
-    if options.pop("recompute"):
-        distributed.recompute(model)
-    elif memory_gib is not None:
-        count = layers_to_recompute(
-            machine.known(device, options["precision"]),
-            {"encoder": asdict(encoder.config), "sample_rate": sample_rate},
-            objective_options,
-            clip_seconds=[config.data.batch_seconds],
-            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            memory_gib=memory_gib,
-        )
-        log.info("trainer.memory_gib=%g: %d of %d layers run again", memory_gib, count, encoder.config.num_layers)
-        distributed.recompute(model, count)
+    _save_memory(config, model, device=device, sample_rate=sample_rate, objective_options=objective_options)
     is_sharded = options.pop("parallel") == "fsdp" and world.size > 1
     if is_sharded:
         distributed.shard(model, device)
-    for key in ("devices", "restarts"):  # which launch.py has heeded
+    for key in ("devices", "restarts", "recompute", "memory_gib"):  # heeded by launch.py and above
         del options[key]
     optim = plain(config.optim)
     schedule = {key: optim.pop(key) for key in ("warmup", "hold", "decay", "floor")}
@@ -179,3 +166,28 @@ def build_trainer(
         world=world,
         model=model if is_sharded else None,
     )
+
+
+def _save_memory(
+    config: DictConfig,
+    model: distributed.TrainingModel,
+    *,
+    device: str,
+    sample_rate: int,
+    objective_options: dict[str, Any],
+) -> None:
+    """Layers run again in the backward pass: all of them, or as few as `trainer.memory_gib` takes."""
+    options, encoder = config.trainer, model.encoder.config
+    if options.recompute:
+        distributed.recompute(model)
+    elif options.memory_gib is not None:
+        count = layers_to_recompute(
+            machine.known(device, options.precision),
+            {"encoder": asdict(encoder), "sample_rate": sample_rate},
+            objective_options,
+            clip_seconds=[config.data.batch_seconds],
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            memory_gib=options.memory_gib,
+        )
+        log.info("trainer.memory_gib=%g: %d of %d layers run again", options.memory_gib, count, encoder.num_layers)
+        distributed.recompute(model, count)
