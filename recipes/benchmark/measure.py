@@ -1,10 +1,12 @@
-"""Every figure of RESULTS.md for a CPU, the most telling first; what is done is skipped, so it can be stopped.
+"""Every figure of RESULTS.md, the most telling first; what is done is skipped, so it can be stopped.
 
-    python recipes/benchmark/cpu.py --out runs/benchmark
-    python recipes/benchmark/cpu.py --out runs/benchmark --only base   # those whose name has "base"
+    python recipes/benchmark/measure.py --out runs/benchmark
+    python recipes/benchmark/measure.py --out runs/benchmark --only base   # those whose name has "base"
+    python recipes/benchmark/measure.py --out runs/benchmark_gpu --gpu
 
-Needs a machine that does nothing else, 23 GiB of free memory, transformers, and on two cores about 20 minutes: each
-run's own share is in RUNS. --out gets a JSON file for each run; the tables of all that are there go to stdout.
+Needs a machine that does nothing else and transformers; a CPU also 23 GiB of free memory, and of two cores about 20
+minutes: each run's own share is in CPU_RUNS. --out gets a JSON file for each run; the tables of all that are there go
+to stdout.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ PEER = ("peer=transformers", "verify=true")
 BF16 = ("peer=transformers", "trainer.precision=bf16")
 ALONE = ("steps=5", "warmup_steps=2")
 
+# Of the paper's recipe a GPU's share of a step, in clips of one length and of many.
+EVEN, UNEVEN = "batch=56x15.6", "batch=[" + ",".join(f"{1 + i * 14.6 / 99:.2f}" for i in range(100)) + "]"
+GPU = ("model=base trainer.device=cuda trainer.precision=bf16", "steps=15 warmup_steps=5")
+
 # Minutes on two cores, and what is measured.
-RUNS: dict[str, tuple[float, tuple[str, ...]]] = {
+CPU_RUNS: dict[str, tuple[float, tuple[str, ...]]] = {
     "pretrain_small_4x5": (1.0, ("what=pretrain model=small batch=4x5", *PEER, "steps=7")),
     "pretrain_small_uneven": (1.5, ("what=pretrain model=small batch=uneven", *PEER, "steps=3 warmup_steps=1")),
     "pretrain_base_4x5": (1.5, ("what=pretrain model=base batch=4x5", *PEER, "steps=5 warmup_steps=1")),
@@ -50,15 +56,27 @@ RUNS: dict[str, tuple[float, tuple[str, ...]]] = {
     "bf16_inference_base_10x10": (1.5, ("what=inference model=base batch=10x10", *BF16, "steps=3 warmup_steps=1")),
 }
 
+# No such minutes: no GPU has run these yet.
+GPU_RUNS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "gpu_pretrain_base_uneven": (3, (f"what=pretrain {UNEVEN} peer=transformers trainer.compile=true", *GPU)),
+    "gpu_pretrain_base_even": (3, (f"what=pretrain {EVEN} peer=transformers trainer.compile=true", *GPU)),
+    "gpu_eager_pretrain_base_uneven": (2, (f"what=pretrain {UNEVEN} peer=transformers", *GPU)),
+    "gpu_eager_pretrain_base_even": (2, (f"what=pretrain {EVEN} peer=transformers", *GPU)),
+    "gpu_finetune_base_uneven": (2, (f"what=finetune {UNEVEN} peer=transformers trainer.compile=true", *GPU)),
+    "gpu_inference_base_even": (2, (f"what=inference {EVEN} peer=transformers trainer.compile=true", *GPU)),
+}
+
 
 def main() -> None:
     """Measure what is not measured yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--only", default="", help="only runs whose name has this in it")
+    parser.add_argument("--gpu", action="store_true", help="what a GPU is measured by")
     arguments = parser.parse_args()
+    runs = GPU_RUNS if arguments.gpu else CPU_RUNS
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, (minutes, pieces) in RUNS.items():
+    for name, (minutes, pieces) in runs.items():
         path = arguments.out / f"{name}.json"
         if arguments.only not in name or path.exists():
             continue
@@ -66,7 +84,7 @@ def main() -> None:
             log(f"{name}: left out, this CPU has no bf16")
             continue
         measure(name, " ".join(pieces).split(), path, minutes)
-    found = {name: json.loads(path.read_text()) for name in RUNS if (path := arguments.out / f"{name}.json").exists()}
+    found = {name: json.loads(path.read_text()) for name in runs if (path := arguments.out / f"{name}.json").exists()}
     print("\n\n".join(filter(None, (ratios(found), bf16(found), lengths(found), parts(found)))))
 
 
@@ -85,11 +103,11 @@ def measure(name: str, overrides: list[str], path: Path, minutes: float) -> None
 
 
 def ratios(found: dict[str, dict[str, Any]]) -> str:
-    """Our speed and memory beside the peer's, in fp32."""
+    """Our speed and memory beside the peer's, in fp32, on a GPU in bf16."""
     head = "what | model | batch | audio s/s | transformers | ratio ± half the spread | peak memory, GiB | ratio | MFU"
     rows = []
-    for report in found.values():
-        if "ratio" in report and report["precision"] == "fp32":
+    for name, report in found.items():
+        if "ratio" in report and not name.startswith("bf16"):
             ratio = report["ratio"]
             rows.append(
                 [
