@@ -65,8 +65,8 @@ def _their_pretraining(model: nn.Module, batch: Batch, draw: Draw) -> tuple[Tens
     """Total and contrastive loss of equally long clips."""
     mask = draw.masks.view(len(batch.seeds), -1)
     num_frames = mask.shape[1]
-    negatives = torch.zeros(*mask.shape, draw.distractors[0].shape[1], dtype=torch.long)
-    for clip, distractors in enumerate(draw.distractors):
+    negatives = torch.zeros(*mask.shape, draw.distractors.shape[1], dtype=torch.long)
+    for clip, distractors in enumerate(draw.distractors.split(draw.num_masked)):
         masked = mask[clip].nonzero().squeeze(1)
         negatives[clip, masked] = clip * num_frames + masked[distractors]
     # Only in training does it take the diversity loss from probabilities, as the paper does.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.errors import UserError
 from speechssl.models.convolution import convolve_gelu
@@ -22,7 +23,7 @@ from speechssl.types import to_device
 
 # Windows that go through the convolutions together: on a CPU as many as stay in its cache, on a GPU as many as keep it
 # busy for longer than it takes to start a kernel.
-TILE, GPU_TILE = 16, 128
+TILE, GPU_TILE = 16, 512
 
 
 class ConvLayer(nn.Module):
@@ -184,12 +185,11 @@ class FeatureEncoder(nn.Module):
         if first.norm_kind != "group":
             bias = torch.zeros_like(weight[:, 0]) if first.bias is None else first.bias
             return weight.T[None], bias[None, None]
-        statistics = [_patch_statistics(clip, first.kernel, first.stride) for clip in clips]
+        mean, covariance = _patch_statistics(clips, first.kernel, first.stride)
         # In bf16, and where a filter passes little of a clip in fp32 too, the sum would be lost in its large terms.
         with torch.autocast(weight.device.type, enabled=False):
             weight = weight.double()
-            mean = torch.stack([m for m, _ in statistics]) @ weight.T  # [B, C]
-            covariance = torch.stack([c for _, c in statistics])  # [B, kernel, kernel]
+            mean = mean @ weight.T  # [B, C]
             variance = ((covariance @ weight.T) * weight.T).sum(1)  # [B, C]
             scale = first.norm.weight * (variance.clamp_min(0.0) + first.norm.eps).rsqrt()
             folded = weight.T * scale[:, None], (first.norm.bias - mean * scale)[:, None]
@@ -206,12 +206,17 @@ def require_length(num_samples: list[int], field: int) -> None:
             )
 
 
-def _patch_statistics(clip: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Mean [kernel] and covariance [kernel, kernel] of a clip's patches, in double precision."""
-    patches = clip.unfold(0, kernel, stride).double()
-    mean = patches.mean(0)
-    centred = patches - mean
-    return mean, centred.T @ centred / len(patches)
+def _patch_statistics(clips: list[Tensor], kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean [B, kernel] and covariance [B, kernel, kernel] of each clip's patches, in double precision."""
+    counts = torch.tensor([(len(clip) - kernel) // stride + 1 for clip in clips])
+    longest = int(counts.max())
+    samples = pad_sequence(clips, batch_first=True)[:, : (longest - 1) * stride + kernel]
+    inside = torch.arange(longest) < counts[:, None]
+    inside, counts = to_device(inside[..., None], samples.device), to_device(counts[:, None], samples.device)
+    patches = samples.unfold(1, kernel, stride).double() * inside
+    mean = patches.sum(1) / counts
+    centred = (patches - mean[:, None]) * inside
+    return mean, centred.mT @ centred / counts[..., None]
 
 
 def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, hop: int) -> tuple[Tensor, Tensor]:
@@ -219,11 +224,10 @@ def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, 
     clip of each window, int64 [n]."""
     size, step = field + (width - 1) * hop, width * hop
     counts = [-(-frames // width) for frames in num_frames]
-    windows = []
-    for clip, count in zip(clips, counts, strict=True):
-        if count:
-            needed = size + (count - 1) * step
-            clip = F.pad(clip, (0, needed - len(clip))) if needed > len(clip) else clip[:needed]
-            windows.append(clip.unfold(0, size, step))
+    needed = [size + (count - 1) * step if count else 0 for count in counts]
+    zeros = clips[0].new_zeros(max(needed))
+    pieces = [(clip[:n], zeros[: max(n - len(clip), 0)]) for clip, n in zip(clips, needed, strict=True)]
+    whole = torch.cat([piece for pair in pieces for piece in pair]).split(needed)
+    windows = torch.cat([clip.unfold(0, size, step) for clip in whole if len(clip)])
     owners = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(counts))
-    return torch.cat(windows), to_device(owners, clips[0].device)
+    return windows, to_device(owners, windows.device)

@@ -5,8 +5,12 @@ Pure functions of a length and a generator, for one clip each, so that they can 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from speechssl.types import to_device
 
 
 def span_mask(
@@ -30,11 +34,17 @@ def span_mask(
     return mask
 
 
-def sample_distractors(num_masked: int, num_distractors: int, *, generator: torch.Generator) -> Tensor:
-    """int64 [M, K]: for each masked frame of a clip, K other masked frames of the clip, uniformly, with replacement.
+def sample_distractors(
+    num_masked: Sequence[int], num_distractors: int, *, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """int64 [sum of M, K]: for each masked frame of a clip, K other masked frames of the clip, uniformly, with
+    replacement; of several clips one after the other, each by its own generator and on its device.
 
-    Never the frame itself. Needs at least two masked frames. They are on the generator's device.
+    Never the frame itself. Each clip needs at least two masked frames.
     """
-    device = generator.device
-    others = torch.randint(num_masked - 1, (num_masked, num_distractors), generator=generator, device=device)
-    return others + (others >= torch.arange(num_masked, device=device)[:, None])
+    drawn = [
+        torch.randint(masked - 1, (masked, num_distractors), generator=generator, device=generator.device)
+        for masked, generator in zip(num_masked, generators, strict=True)
+    ]
+    others, own = torch.cat(drawn), torch.cat([torch.arange(masked) for masked in num_masked])
+    return others + (others >= to_device(own, others.device)[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,10 +80,15 @@ class GumbelQuantizer(nn.Module):
         return Quantized(vectors.flatten(1), codes, probabilities)
 
 
-def gumbel_noise(num_frames: int, num_groups: int, num_codewords: int, *, generator: torch.Generator) -> Tensor:
-    """float32 [M, G, V] drawn from the standard Gumbel distribution, on the generator's device."""
-    noise = torch.empty(num_frames, num_groups, num_codewords, device=generator.device)
-    return -noise.exponential_(generator=generator).log()
+def gumbel_noise(
+    num_frames: Sequence[int], num_groups: int, num_codewords: int, *, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """float32 [sum of M, G, V] drawn from the standard Gumbel distribution, the M frames of each clip by its own
+    generator and on its device."""
+    noise = torch.empty(sum(num_frames), num_groups, num_codewords, device=generators[0].device)
+    for part, generator in zip(noise.split(list(num_frames)), generators, strict=True):
+        part.exponential_(generator=generator)
+    return noise.log_().neg_()
 
 
 def perplexity(mean_probabilities: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ class Wav2VecObjective(PretrainingObjective):
         for frames, seed in zip(frame_lengths, batch.seeds, strict=True):
             places = torch.zeros(frames, self.num_distractors, dtype=torch.long)
             if frames > 1:
-                places = sample_distractors(frames, self.num_distractors, generator=make_generator(seed, "distractors"))
+                places = sample_distractors(
+                    [frames], self.num_distractors, generators=[make_generator(seed, "distractors")]
+                )
             drawn.append(places + start)
             start += frames
         return torch.cat(drawn)

@@ -10,7 +10,9 @@ layers encode visible frames only (both as in data2vec 2.0, arXiv 2212.07525).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 # Rows of a clip's similarities are rounded up to a multiple of this.
 GRAIN = 16
+# Similarities that are computed at once: on a CPU as many as stay in its cache, on a GPU as many as keep it busy.
+TOGETHER, GPU_TOGETHER = 2**18, 2**25
 
 
 @dataclass
@@ -51,14 +55,14 @@ class Draw:
     Attributes:
         masks: bool [num_masks, P] on the CPU, the hidden frames of all clips, packed, of each mask.
         num_masked: hidden frames of each clip that takes part in the loss, in the order of the clips, mask by mask.
-        distractors: int64 [M, K] for each of those clips, numbers of masked frames within the clip.
+        distractors: int64 [sum of M, K], of those clips one after the other: numbers of masked frames within the clip.
         noise: Gumbel noise [U, G, V] for the frames that are hidden in any mask, or None to take the likeliest
             codeword.
     """
 
     masks: Tensor
     num_masked: list[int]
-    distractors: list[Tensor]
+    distractors: Tensor
     noise: Tensor | None
 
 
@@ -166,20 +170,22 @@ class Wav2Vec2Objective(PretrainingObjective):
         """
         device = batch.waveforms.device
         masks = self._masks(batch, frame_lengths)
-        num_masked, distractors, noise = [], [], []
+        num_masked, random = [], []
         for number, mask in enumerate(masks):
             for part, seed in zip(mask.split(frame_lengths), batch.seeds, strict=True):
-                masked = int(part.sum())
-                if masked:
-                    random = make_generator(seed, "distractors", *_of_mask(number), device=device)
-                    num_masked.append(masked)
-                    distractors.append(sample_distractors(masked, self.num_distractors, generator=random))
+                if part.any():
+                    num_masked.append(int(part.sum()))
+                    random.append(make_generator(seed, "distractors", *_of_mask(number), device=device))
+        distractors = torch.zeros(0, self.num_distractors, dtype=torch.long, device=device)
+        if num_masked:
+            distractors = sample_distractors(num_masked, self.num_distractors, generators=random)
+        noise = None
         if self.training:
             shape = self.quantizer.num_groups, self.quantizer.num_codewords
-            for part, seed in zip(masks.any(0).split(frame_lengths), batch.seeds, strict=True):
-                random = make_generator(seed, "gumbel", device=device)
-                noise.append(gumbel_noise(int(part.sum()), *shape, generator=random))
-        return Draw(masks, num_masked, distractors, torch.cat(noise) if noise else None)
+            counts = [int(part.sum()) for part in masks.any(0).split(frame_lengths)]
+            random = [make_generator(seed, "gumbel", device=device) for seed in batch.seeds]
+            noise = gumbel_noise(counts, *shape, generators=random)
+        return Draw(masks, num_masked, distractors, noise)
 
     def forward(
         self,
@@ -251,16 +257,22 @@ class Wav2Vec2Objective(PretrainingObjective):
         total = _Contrastive(*(contexts.new_zeros(()) for _ in range(4)))
         # Of no frames at all still a function of the weights: FSDP2 waits for every rank to go back through a layer.
         total.loss = contexts[:0].sum() + targets[:0].sum()
-        start = 0
-        for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
-            part = slice(start, start + masked)
-            similarity = _products(contexts[part], targets[part]) / self.temperature
-            same = (codes[part, None] == codes[None, part]).all(-1)
-            log_counts = _log_counts(distractors, same)
-            total.add(similarity, log_counts, same)
+        nobody = len(contexts)  # a row of zeros behind the last
+        contexts, targets, distractors = (F.pad(x, (0, 0, 0, 1)) for x in (contexts, targets, draw.distractors))
+        codes = F.pad(codes, (0, 0, 0, 1), value=-1)
+        for rows in _alike(draw.num_masked, TOGETHER if contexts.device.type == "cpu" else GPU_TOGETHER):
+            places = to_device(rows, contexts.device)
+
+            def of(x: Tensor, places: Tensor = places) -> Tensor:
+                return x.index_select(0, places.flatten()).unflatten(0, places.shape)
+
+            with in_fp32(contexts):
+                similarity = of(contexts) @ of(targets).mT / self.temperature
+            same, there = (of(codes)[:, :, None] == of(codes)[:, None]).all(-1), places != nobody
+            log_counts = _log_counts(of(distractors), same, there)
+            total.add(similarity, log_counts, same, there)
             if self.watching:
                 total.watch(similarity.detach() * self.temperature, log_counts)
-            start += masked
         return total
 
 
@@ -275,28 +287,29 @@ class _Contrastive:
     gap: Tensor
 
     def watch(self, cosines: Tensor, log_counts: Tensor) -> None:
-        """Add a clip's energy gap: cosines [M, M]. A frame without a distractor, all codes being alike, has none."""
-        drawn = log_counts.exp().fill_diagonal_(0.0)
-        others = drawn.sum(1)
-        mean = (cosines * drawn).sum(1) / others.clamp_min(1.0)
-        self.gap = self.gap + ((cosines.diagonal() - mean) * (others > 0)).sum()
+        """Add the energy gaps of clips: cosines [B, M, M]. A frame without a distractor has none (all codes alike)."""
+        drawn = log_counts.exp()
+        drawn.diagonal(dim1=1, dim2=2).zero_()
+        others = drawn.sum(2)
+        mean = (cosines * drawn).sum(2) / others.clamp_min(1.0)
+        self.gap = self.gap + ((cosines.diagonal(dim1=1, dim2=2) - mean) * (others > 0)).sum()
 
-    def add(self, similarity: Tensor, log_counts: Tensor, same: Tensor) -> None:
-        """Add a clip: similarities [M, M] of its contexts to its targets, the true one on the diagonal.
+    def add(self, similarity: Tensor, log_counts: Tensor, same: Tensor, there: Tensor) -> None:
+        """Add clips: similarities [B, M, M] of their contexts to their targets, the true one on the diagonal.
 
         log_counts: how often each was drawn, see `_log_counts`. same: which frames have the same codes; to a guess they
-        are one candidate.
+        are one candidate. there: bool [B, M], which rows are frames; the others' loss is 0.
         """
         logits = similarity + log_counts
-        true = torch.arange(len(logits), device=logits.device)
-        self.loss = self.loss + F.cross_entropy(logits, true, reduction="sum")
+        true = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits))
+        self.loss = self.loss + F.cross_entropy(logits.flatten(0, 1), true, reduction="sum")
         with torch.no_grad():
             candidate = log_counts.isfinite()
-            best = similarity.masked_fill(~candidate, -torch.inf).amax(1)
-            self.correct = self.correct + (similarity.diagonal() >= best).sum()
+            best = similarity.masked_fill(~candidate, -torch.inf).amax(2)
+            self.correct = self.correct + ((similarity.diagonal(dim1=1, dim2=2) >= best) & there).sum()
             repeats = candidate.float() @ same.float().triu(1)
-            distinct = (candidate & (repeats == 0)).sum(1)
-            self.chance = self.chance + (1 / distinct).sum()
+            distinct = (candidate & (repeats == 0)).sum(2)
+            self.chance = self.chance + (there / distinct).sum()
 
 
 def _of_mask(number: int) -> tuple[int, ...]:
@@ -304,22 +317,39 @@ def _of_mask(number: int) -> tuple[int, ...]:
     return (number,) if number else ()
 
 
-def _products(contexts: Tensor, targets: Tensor) -> Tensor:
-    """[M, D], [M, D] -> [M, M], computed with a number of rows that occurs again."""
-    masked, filler = len(contexts), (0, 0, 0, missing(len(contexts), GRAIN))
-    with in_fp32(contexts):
-        return (F.pad(contexts, filler) @ F.pad(targets, filler).T)[:masked, :masked]
+def _alike(num_masked: list[int], together: int) -> Iterator[Tensor]:
+    """Clips of similar numbers of masked frames, for products of them at once: int64 [B, M], the row of each frame
+    among those of all clips, and the row behind the last where a clip has fewer.
+
+    M is a number that occurs again. There are at most `together` similarities, B * M * M, unless one clip has more, and
+    at most half as many again as the clips have one by one.
+    """
+    starts, rounded = list(accumulate(num_masked, initial=0)), [n + missing(n, GRAIN) for n in num_masked]
+    order = sorted(range(len(num_masked)), key=num_masked.__getitem__, reverse=True)
+    while order:
+        longest, count, wanted = rounded[order[0]], 0, 0
+        for number in order:
+            wanted += rounded[number] ** 2
+            area = (count + 1) * longest**2
+            if count and (area > together or area > 1.5 * wanted):
+                break
+            count += 1
+        chosen, order = sorted(order[:count]), order[count:]
+        rows = torch.full((count, longest), starts[-1])
+        for row, number in zip(rows, chosen, strict=True):
+            row[: num_masked[number]] = torch.arange(starts[number], starts[number + 1])
+        yield rows
 
 
-def _log_counts(distractors: Tensor, same: Tensor) -> Tensor:
-    """[M, M]: log of how often frame j distracts from frame i; 0 on the diagonal, -inf where never.
+def _log_counts(distractors: Tensor, same: Tensor, there: Tensor) -> Tensor:
+    """[B, M, M]: log of how often frame j distracts from frame i; 0 on the diagonal, -inf where never.
 
     A distractor with the same codes as the true target is no distractor (as in fairseq and transformers): -inf too.
     """
-    num_masked = len(distractors)
-    counts = torch.zeros(num_masked, num_masked, device=distractors.device)
-    counts.scatter_add_(1, distractors, torch.ones_like(distractors, dtype=counts.dtype))
-    return counts.masked_fill_(same, 0.0).fill_diagonal_(1.0).log_()
+    counts = torch.zeros(same.shape, device=same.device)
+    counts.scatter_add_(2, distractors, there[:, :, None].to(counts.dtype).expand(distractors.shape))
+    counts.masked_fill_(same, 0.0).diagonal(dim1=1, dim2=2).fill_(1.0)
+    return counts.log_()
 
 
 def _code_perplexity(quantized: Quantized) -> Tensor:

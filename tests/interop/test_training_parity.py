@@ -44,7 +44,7 @@ def draw(frame_lengths, *, distractors, shape, seed=3):
     others = [x + (x >= torch.arange(len(x))[:, None]) for x in others]
     noise = [-torch.empty(n, *shape).exponential_(generator=generator).log() for n in frame_lengths]
     masked = torch.cat([x[mask] for x, mask in zip(noise, masks, strict=True)])
-    return Draw(torch.cat(masks)[None], counts, others, masked), masks, noise
+    return Draw(torch.cat(masks)[None], counts, torch.cat(others), masked), masks, noise
 
 
 def reference_loss(model, waveforms, masks, others, noise, monkeypatch, *, uneven):
@@ -108,7 +108,9 @@ def test_pretraining(peer, tmp_path, monkeypatch, shape, samples):
     choices, masks, noise = draw(frames, distractors=5, shape=(3, 7))
 
     ours = objective(encoder, batch(waveforms), draw=choices)
-    theirs = reference_loss(model, waveforms, masks, choices.distractors, noise, monkeypatch, uneven=uneven)
+    theirs = reference_loss(
+        model, waveforms, masks, choices.distractors.split(choices.num_masked), noise, monkeypatch, uneven=uneven
+    )
     terms = ours.terms
     total = sum(term.weight * term.sum for term in terms.values())
     assert terms["contrastive"].sum.item() == pytest.approx(theirs.contrastive_loss.item(), rel=1e-5)
@@ -178,7 +180,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_here_and_not_there(p
 
     def reference(*clips):
         model.set_gumbel_temperature(objective.gumbel_temperature)
-        parts = ([x[i] for i in clips] for x in (waveforms, masks, choices.distractors, noise))
+        parts = ([x[i] for i in clips] for x in (waveforms, masks, choices.distractors.split(counts), noise))
         return reference_loss(model, *parts, monkeypatch, uneven=len(clips) > 1).loss
 
     reference(0, 1).backward()
@@ -193,7 +195,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_here_and_not_there(p
     terms = []
     for i in range(2):
         mask = choices.masks.split(frames, 1)[i]
-        part = Draw(mask, [counts[i]], [choices.distractors[i]], noises[i])
+        part = Draw(mask, [counts[i]], choices.distractors.split(counts)[i], noises[i])
         terms.append(objective(encoder, batch([waveforms[i]]), draw=part).terms["contrastive"])
     for term in terms:
         (term.sum / sum(term.count for term in terms)).backward()

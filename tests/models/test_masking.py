@@ -85,7 +85,7 @@ def test_a_mask_is_a_function_of_its_generator():
 
 @pytest.mark.parametrize(("num_masked", "num_distractors"), [(2, 100), (3, 1), (150, 100)])
 def test_distractors_are_others_of_the_same_clip(num_masked, num_distractors):
-    drawn = sample_distractors(num_masked, num_distractors, generator=generator())
+    drawn = sample_distractors([num_masked], num_distractors, generators=[generator()])
     assert drawn.shape == (num_masked, num_distractors)
     assert not (drawn == torch.arange(num_masked)[:, None]).any()
     assert 0 <= drawn.min() <= drawn.max() < num_masked
@@ -93,7 +93,7 @@ def test_distractors_are_others_of_the_same_clip(num_masked, num_distractors):
 
 def test_distractors_are_uniform():
     num_masked, num_distractors = 20, 3000
-    drawn = sample_distractors(num_masked, num_distractors, generator=generator())
+    drawn = sample_distractors([num_masked], num_distractors, generators=[generator()])
     expected = num_distractors / (num_masked - 1)
     for frame, row in enumerate(drawn):
         counts = torch.bincount(row, minlength=num_masked).float()

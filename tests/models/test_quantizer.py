@@ -25,7 +25,7 @@ def x():
 
 @pytest.fixture
 def noise():
-    return gumbel_noise(M, G, V, generator=torch.Generator().manual_seed(2))
+    return gumbel_noise([M], G, V, generators=[torch.Generator().manual_seed(2)])
 
 
 def logits_of(quantizer, x):
@@ -80,7 +80,7 @@ def test_the_codebook_gets_the_gradient_of_the_chosen_codewords(quantizer, x, no
 
 def test_noise_is_gumbel():
     """Mean is Euler's constant, variance pi^2 / 6."""
-    drawn = gumbel_noise(500, 2, 100, generator=torch.Generator().manual_seed(0))
+    drawn = gumbel_noise([500], 2, 100, generators=[torch.Generator().manual_seed(0)])
     assert drawn.shape == (500, 2, 100)
     assert drawn.isfinite().all()
     assert drawn.mean().item() == pytest.approx(0.57722, abs=0.02)

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder
-from speechssl.objectives.wav2vec2 import Draw, Wav2Vec2Objective
+from speechssl.objectives.wav2vec2 import Draw, Wav2Vec2Objective, _alike
 
 LENGTHS = [20_000, 16_000, 9_000, 3_000]  # the last has 9 frames, fewer than a span
 
@@ -47,7 +47,7 @@ def parts(encoder, objective, batch, draw):
 def naive_loss(contexts, targets, codes, draw, temperature):
     """Equation 3 with every distractor as a vector: summed loss, and the accuracy and chance of each frame."""
     loss, right, chance, start = 0.0, [], [], 0
-    for masked, distractors in zip(draw.num_masked, draw.distractors, strict=True):
+    for masked, distractors in zip(draw.num_masked, draw.distractors.split(draw.num_masked), strict=True):
         for i in range(masked):
             candidates = [i, *(j for j in distractors[i].tolist() if (codes[start + i] != codes[start + j]).any())]
             similarity = torch.cosine_similarity(contexts[start + i], targets[[start + j for j in candidates]], dim=-1)
@@ -148,8 +148,9 @@ def test_masks_lie_within_the_clips(build, make_batch):
     assert draw.masks.shape == (1, 62 + 49 + 27 + 9)
     masked = [int(mask.sum()) for mask in draw.masks[0].split([62, 49, 27, 9])]
     assert masked[3] == 0  # too short for a span: no part in the loss
-    assert masked[:3] == draw.num_masked == [len(drawn) for drawn in draw.distractors]
-    for number, drawn in zip(draw.num_masked, draw.distractors, strict=True):
+    assert masked[:3] == draw.num_masked
+    assert len(draw.distractors) == sum(masked)
+    for number, drawn in zip(draw.num_masked, draw.distractors.split(draw.num_masked), strict=True):
         assert 0 <= drawn.min() <= drawn.max() < number
 
 
@@ -170,8 +171,8 @@ def test_several_masks_share_features_and_targets(build, make_batch, training):
     expected, done = 0.0, 0
     for mask in draw.masks:
         counts = [int(part.sum()) for part in mask.split(frames) if part.any()]
-        part = slice(done, done + len(counts))
-        assert draw.num_masked[part] == counts
+        part = slice(sum(draw.num_masked[:done]), sum(draw.num_masked[:done]) + sum(counts))
+        assert draw.num_masked[done : done + len(counts)] == counts
         last = encoder.contextualize(normed, frames, mask=mask).packed[-1]
         alone = Draw(mask[None], counts, draw.distractors[part], None)
         loss, _, _ = naive_loss(objective.project_context(last[mask]), targets[mask], codes[mask], alone, 0.1)
@@ -190,8 +191,7 @@ def test_the_first_of_several_masks_is_that_of_one(build, make_batch):
     (_, one), (_, three) = build(), build(num_masks=3)
     a, b = one.draw(batch, frames), three.draw(batch, frames)
     assert torch.equal(a.masks[0], b.masks[0])
-    for alone, first in zip(a.distractors, b.distractors, strict=False):
-        assert torch.equal(alone, first)
+    assert torch.equal(a.distractors, b.distractors[: len(a.distractors)])
 
 
 def test_with_a_decoder_the_layers_see_visible_frames_only(build, make_batch):
@@ -334,7 +334,7 @@ def test_loss_and_gradients_are_those_of_transformers(build, make_batch, transfo
     draw = objective.draw(batch, [frames, frames])
     masks = draw.masks.view(2, frames)
     negatives = torch.zeros(2, frames, 10, dtype=torch.long)
-    for clip, drawn in enumerate(draw.distractors):
+    for clip, drawn in enumerate(draw.distractors.split(draw.num_masked)):
         negatives[clip, masks[clip]] = clip * frames + masks[clip].nonzero().squeeze(1)[drawn]
 
     def gumbel_softmax(logits, tau, hard):
@@ -365,12 +365,26 @@ def test_loss_and_gradients_are_those_of_transformers(build, make_batch, transfo
         torch.testing.assert_close(our_gradients[name] / scale, gradient / scale, rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("together", [1, 20_000, 10**9])
+def test_each_frame_is_in_one_product_and_few_rows_are_of_none(together):
+    counts = [100, 7, 90, 2, 33, 31, 100]
+    rows = list(_alike(counts, together))
+    frames = torch.cat([x.flatten() for x in rows])
+    assert sorted(frames[frames < sum(counts)].tolist()) == list(range(sum(counts)))
+    for x in rows:
+        sizes = (x < sum(counts)).sum(1)
+        rounded = -(-sizes // 16) * 16
+        assert len(x) == 1 or x.shape[1] ** 2 * len(x) <= min(1.5 * rounded.square().sum(), together)
+        assert all((row[:size].diff() == 1).all() for row, size in zip(x, sizes, strict=True))
+    assert len(rows) == {1: 7, 20_000: 5, 10**9: 3}[together]
+
+
 def test_a_draw_can_be_given(build, make_batch):
     encoder, objective = build()
     batch = make_batch([16_000])
     mask = torch.zeros(49, dtype=torch.bool)
     mask[[3, 4, 5]] = True
-    draw = Draw(mask[None], [3], [torch.tensor([[1, 2], [0, 0], [1, 1]])], noise=None)
+    draw = Draw(mask[None], [3], torch.tensor([[1, 2], [0, 0], [1, 1]]), noise=None)
     output = objective(encoder, batch, draw=draw)
     contexts, targets, quantized = parts(encoder, objective, batch, draw)
     loss, _, _ = naive_loss(contexts, targets, quantized.codes, draw, 0.1)

@@ -28,11 +28,16 @@ DECODER = "objective.num_masks=2", "objective.decoder_layers=2"
 
 
 class RealOnCPU(TorchDispatchMode):
-    """Above a FakeTensorMode: what the CPU has is computed. Attributes: copies that were not from pinned memory."""
+    """Above a FakeTensorMode: what the CPU has is computed.
+
+    Attributes:
+        blocking: copies that were not from pinned memory.
+        launched: what the GPU was asked to do, views apart.
+    """
 
     def __init__(self):
         super().__init__()
-        self.blocking = []
+        self.blocking, self.launched = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -42,6 +47,8 @@ class RealOnCPU(TorchDispatchMode):
         if to_gpu and not is_fake and func is torch.ops.aten._to_copy.default and not kwargs.get("non_blocking"):
             self.blocking.append(func)
         if is_fake or to_gpu:
+            is_view = any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns)
+            self.launched += func.namespace == "aten" and not is_view
             # torch's fake of drawing takes no generator.
             return func(*args, **{key: None if key == "generator" else value for key, value in kwargs.items()})
         with unset_fake_temporarily():
@@ -106,8 +113,25 @@ def test_a_step_of_fine_tuning_does_not_wait_either(gpu, task, precision, ctc_op
     take_step(gpu, encoder, objective, precision, targets)
 
 
-def take_step(gpu, encoder, objective, precision, targets=None):
-    batch = Batch(torch.empty(4, 32_000, device=CUDA), torch.tensor(LENGTHS), [1, 2, 3, 4], [None] * 4, targets)
+def test_a_clip_more_is_little_more_to_launch(gpu):
+    """wav2vec 2.0 on clips of much the same length: drawing for a clip and putting it beside the others, no more."""
+    config = compose("pretrain", ["model=small", "data.train=x", "run_dir=x"])
+    values = {key: value for key, value in plain(config.objective).items() if key not in OF_TRAINING}
+    with CUDA:
+        encoder = Encoder(EncoderConfig.from_dict(plain(config.model.encoder)))
+        objective = build_objective(values, encoder.config)
+    launched = []
+    for count in (10, 20):
+        before, lengths = gpu.launched, [32_000 + 40 * i for i in range(count)]
+        take_step(gpu, encoder, objective, "bf16", lengths=lengths)
+        launched.append(gpu.launched - before)
+    assert launched[1] - launched[0] <= 10 * 8
+
+
+def take_step(gpu, encoder, objective, precision, targets=None, lengths=LENGTHS):
+    count = len(lengths)
+    waveforms = torch.empty(count, max(lengths), device=CUDA)
+    batch = Batch(waveforms, torch.tensor(lengths), list(range(count)), [None] * count, targets)
     encoder.train(), objective.train()
     objective.begin_step(2, 100)
     gpu.blocking.clear()
