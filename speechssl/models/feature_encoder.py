@@ -213,10 +213,10 @@ def _patch_statistics(clips: list[Tensor], kernel: int, stride: int) -> tuple[Te
     samples = pad_sequence(clips, batch_first=True)[:, : (longest - 1) * stride + kernel]
     inside = torch.arange(longest) < counts[:, None]
     inside, counts = to_device(inside[..., None], samples.device), to_device(counts[:, None], samples.device)
-    patches = samples.unfold(1, kernel, stride).double() * inside
+    patches = samples.double().unfold(1, kernel, stride) * inside
     mean = patches.sum(1) / counts
-    centred = (patches - mean[:, None]) * inside
-    return mean, centred.mT @ centred / counts[..., None]
+    # In double precision nothing is lost by taking the mean off afterwards.
+    return mean, patches.mT @ patches / counts[..., None] - mean[:, :, None] * mean[:, None]
 
 
 def _cut(clips: list[Tensor], num_frames: list[int], width: int, *, field: int, hop: int) -> tuple[Tensor, Tensor]:
