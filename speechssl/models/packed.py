@@ -10,10 +10,17 @@ from torch import Tensor
 
 from speechssl.types import to_device
 
+# Heads that the kernel takes: multiples of the first number up to the second; and the GPUs, of Ampere (2020) or newer.
+HEAD, LARGEST_HEAD, CAPABILITY = 8, 256, (8, 0)
 
-def fits(x: Tensor) -> bool:
-    """Whether the kernel takes such a tensor: it has no fp32."""
-    return x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16)
+
+def fits(qkv: Tensor) -> bool:
+    """Whether the kernel takes queries, keys and values [P, 3, H, D] where they are: it has no fp32."""
+    if qkv.device.type != "cuda" or qkv.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    size, is_built = qkv.shape[-1], torch.backends.cuda.is_flash_attention_available()
+    is_new = torch.cuda.get_device_capability(qkv.device) >= CAPABILITY
+    return size % HEAD == 0 and size <= LARGEST_HEAD and is_built and is_new
 
 
 def attend_packed(qkv: Tensor, frame_lengths: list[int], probability: float, *, causal: bool) -> Tensor:

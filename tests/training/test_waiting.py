@@ -33,11 +33,12 @@ class RealOnCPU(TorchDispatchMode):
     Attributes:
         blocking: copies that were not from pinned memory.
         launched: what the GPU was asked to do, views apart.
+        attended: calls of the kernel for attention over packed clips.
     """
 
     def __init__(self):
         super().__init__()
-        self.blocking, self.launched = [], 0
+        self.blocking, self.launched, self.attended = [], 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -48,6 +49,7 @@ class RealOnCPU(TorchDispatchMode):
             self.blocking.append(func)
         if is_fake or to_gpu:
             is_view = any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns)
+            self.attended += func is torch.ops.aten._flash_attention_forward.default
             self.launched += func.namespace == "aten" and not is_view
             # torch's fake of drawing takes no generator.
             return func(*args, **{key: None if key == "generator" else value for key, value in kwargs.items()})
@@ -76,6 +78,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, "Generator", GPUGenerator)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr("torch.backends.cuda.is_flash_attention_available", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True), RealOnCPU() as mode:
         yield mode
     packed._ends.cache_clear()
@@ -126,6 +130,7 @@ def test_a_clip_more_is_little_more_to_launch(gpu):
         take_step(gpu, encoder, objective, "bf16", lengths=lengths)
         launched.append(gpu.launched - before)
     assert launched[1] - launched[0] <= 10 * 8
+    assert gpu.attended == 2 * encoder.config.num_layers
 
 
 def take_step(gpu, encoder, objective, precision, targets=None, lengths=LENGTHS):
