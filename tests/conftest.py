@@ -147,9 +147,10 @@ def audio_tools() -> SimpleNamespace:
 def write_run(tmp_path, small_config) -> Callable[..., Path]:
     """A run folder with a checkpoint of random weights: a small encoder and the head that is named."""
 
-    def write(name: str, *, pre_norm: bool = False, **options) -> Path:
+    def write(name: str, *, pre_norm: bool = False, conv_init: str = "kaiming", **options) -> Path:
         torch.manual_seed(0)
-        encoder = Encoder(small_config(conv_channels=(16,) * 7, hidden_size=32, pre_norm=pre_norm))
+        shape = {"conv_channels": (16,) * 7, "hidden_size": 32, "pre_norm": pre_norm, "conv_init": conv_init}
+        encoder = Encoder(small_config(**shape))
         objective = objective_class(name)(encoder.config, **options)
         for parameter in objective.parameters():
             nn.init.normal_(parameter)  # so that a random head says more than one thing

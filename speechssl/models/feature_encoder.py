@@ -84,7 +84,8 @@ def _gabor(weight: Tensor) -> None:
     normed over the clip (LEAF begins its filters so: Zeghidour et al. 2021, section 3.1).
     """
     kernel, bands = weight.shape[-1], -(-len(weight) // 2)
-    mels = torch.linspace(_mel(60.0), _mel(7600.0), bands + 2)
+    # The device is said, since transformers 5 leaves behind a linspace that torch.device("meta") does not see.
+    mels = torch.linspace(_mel(60.0), _mel(7600.0), bands + 2, device=weight.device)
     edges = 700 * torch.expm1(mels / 1127) / 16000  # cycles a sample
     bandwidth = (edges[2:] - edges[:-2]) / 2
     deviation = (0.4 / bandwidth).clamp(max=kernel / 5)[:, None]  # of the envelope in samples; it fits into the kernel

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import soundfile
@@ -169,6 +171,19 @@ def test_a_recogniser_of_ours_runs_in_the_pipeline(ctc_run, tmp_path, peer, audi
     assert capsys.readouterr().out.strip() == " ".join(text.split())
     assert "a" in text
     assert (out / "README.md").read_text().startswith("---")
+
+
+def test_an_encoder_goes_without_the_head_that_transformers_lacks(write_run, wav2vec2_options, tmp_path):
+    """In a process of its own: what transformers leaves behind in torch depends on what ran before."""
+    transformers = pytest.importorskip("transformers")
+    decoder = {"num_masks": 2, "decoder_layers": 1, "decoder_size": 16}
+    run, out = write_run("wav2vec2", conv_init="gabor", **wav2vec2_options(), **decoder), tmp_path / "hf"
+    command = [sys.executable, "-m", "speechssl", "convert", f"source={run}", f"out={out}", "format=huggingface"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the head of objective=wav2vec2 with a decoder is left out" in done.stderr
+    _, info = transformers.Wav2Vec2Model.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
 
 
 CLASSIFIER = {"projection_size": 12, "pooling": "mean", "norm": False}
