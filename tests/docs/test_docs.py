@@ -24,7 +24,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 GUIDES = ("index", "own-recordings", "speakers", "no-gpu", "many-gpus", "from-fairseq", "from-huggingface", "watching")
 BLOCK = re.compile(r"(<!-- only checked: [^>]+-->\n)?^```(?:bash|sh|console)\n(.*?)^```", flags=re.S | re.M)
 SMALL = (
-    *("model.encoder.hidden_size=16", "model.encoder.num_layers=2", "model.encoder.num_heads=2"),
+    *("model.encoder.hidden_size=16", "model.encoder.num_layers=3", "model.encoder.num_heads=2"),
     *("model.encoder.feed_forward_size=32", "model.encoder.position_kernel=8", "model.encoder.position_groups=4"),
 )
 SHORT = ("trainer.max_steps=3", "data.batch_seconds=4", "data.num_workers=0", "trainer.device=cpu")
