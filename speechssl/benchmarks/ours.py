@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from speechssl import cpu
 from speechssl.benchmarks.meters import Parts
 from speechssl.config import OF_TRAINING
 from speechssl.data.text import BLANK
@@ -17,6 +16,7 @@ from speechssl.rng import derive_seed
 from speechssl.training.checkpoint import build_objective, model_config
 from speechssl.training.distributed import compile_layers
 from speechssl.training.optim import build_optimizer
+from speechssl.training.run import tune
 from speechssl.types import Batch
 
 # As many outputs as the heads of the published English models have.
@@ -73,7 +73,7 @@ class Ours:
     """The model and its step."""
 
     def __init__(self, settings: dict[str, Any], batch: Batch, parts: Parts, device: torch.device):
-        cpu.tune(device)  # as training does
+        tune(device.type, settings["trainer"]["precision"])  # as training does
         self.settings, self.batch, self.parts = settings, batch.to(device), parts
         self.model = build(settings).to(device)
         if settings["trainer"]["compile"]:

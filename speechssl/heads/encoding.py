@@ -6,6 +6,7 @@ import torch
 
 from speechssl.models.encoder import Encoder
 from speechssl.models.masking import span_mask
+from speechssl.objectives.common import draw_masks
 from speechssl.rng import generator as make_generator
 from speechssl.types import Batch, EncoderOutput
 
@@ -33,13 +34,8 @@ def encode(
     grad = torch.is_grad_enabled()
     with torch.set_grad_enabled(grad and not freeze_feature_encoder and not freeze_encoder):
         features, frame_lengths = encoder.features(batch.waveforms, batch.lengths)
-    hidden = hidden_channels = None
-    if mask:
-        masks = [
-            span_mask(frames, generator=make_generator(seed, "mask"), **mask)
-            for frames, seed in zip(frame_lengths, batch.seeds, strict=True)
-        ]
-        hidden = torch.cat(masks)
+    hidden = torch.cat(draw_masks(batch, frame_lengths, mask)) if mask else None
+    hidden_channels = None
     if channel_mask:
         size = encoder.config.hidden_size
         masks = [span_mask(size, generator=make_generator(seed, "channels"), **channel_mask) for seed in batch.seeds]

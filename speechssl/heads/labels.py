@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import UserError
-from speechssl.objectives.common import Metrics, in_fp32, pad_rows
+from speechssl.models.masking import pad_rows
+from speechssl.objectives.common import Metrics, in_fp32
 from speechssl.types import LossOutput, Term, to_device
 
 

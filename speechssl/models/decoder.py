@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.models.lengths import ROWS, missing
+from speechssl.models.masking import pad_rows
 from speechssl.types import to_device
 
 KERNEL, GROUPS = 7, 16
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
         device = visible.device
         shown, filled = to_device(places[~hidden], device), places[hidden]
         inside = to_device(torch.zeros(length, 1).index_fill(0, places, 1.0), device).to(visible.dtype)
-        wanted = to_device(F.pad(filled, (0, missing(len(filled), ROWS))), device)
+        wanted = to_device(pad_rows(filled), device)
         x = visible.new_zeros(length, self.size).index_copy(0, shown, self.enter(visible).to(visible.dtype))
         x = x.index_copy(0, wanted[: len(filled)], noise.to(x))
         for layer in self.layers:

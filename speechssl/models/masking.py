@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from speechssl.models.lengths import ROWS, missing
 from speechssl.types import to_device
 
 
@@ -32,6 +34,11 @@ def span_mask(
     starts = torch.randperm(num_places, generator=generator)[:num_spans]
     mask[(starts[:, None] + torch.arange(span)).flatten()] = True
     return mask
+
+
+def pad_rows(indexes: Tensor) -> Tensor:
+    """int64 [M] -> the same and some more, so that products over chosen rows come in few shapes."""
+    return F.pad(indexes, (0, missing(len(indexes), ROWS)))
 
 
 def sample_distractors(

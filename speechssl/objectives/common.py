@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from speechssl.errors import UserError
 from speechssl.models.decoder import GROUPS, Decoder
 from speechssl.models.encoder import Encoder, EncoderConfig
-from speechssl.models.lengths import ROWS, missing
-from speechssl.models.masking import span_mask
+from speechssl.models.masking import pad_rows, span_mask
 from speechssl.rng import generator as make_generator
 from speechssl.training.distributed import ranks, sum_over_ranks
 from speechssl.types import Batch, EncoderOutput, to_device
@@ -167,11 +166,6 @@ def encode_views(
     """The encoder's output for crops of clips, none of them masked."""
     features, frame_lengths = encoder_features(encoder, views, gradient_scale)
     return encoder.contextualize(encoder.feature_norm(features), frame_lengths, generator=generator)
-
-
-def pad_rows(indexes: Tensor) -> Tensor:
-    """int64 [M] -> the same and some more, so that products over chosen rows come in few shapes."""
-    return F.pad(indexes, (0, missing(len(indexes), ROWS)))
 
 
 def in_fp32(x: Tensor) -> torch.autocast:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.models.encoder import Encoder, EncoderConfig
+from speechssl.models.masking import pad_rows
 from speechssl.models.spectrum import standardize
 from speechssl.models.teacher import Teacher
 from speechssl.objectives.common import (
@@ -18,7 +19,6 @@ from speechssl.objectives.common import (
     draw_masks,
     encoder_features,
     in_fp32,
-    pad_rows,
     spread,
     usage,
 )

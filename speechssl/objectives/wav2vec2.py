@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from speechssl.errors import UserError
 from speechssl.models.encoder import Encoder, EncoderConfig
 from speechssl.models.lengths import missing
-from speechssl.models.masking import sample_distractors
+from speechssl.models.masking import pad_rows, sample_distractors
 from speechssl.models.quantizer import GumbelQuantizer, Quantized, gumbel_noise, perplexity
 from speechssl.objectives.common import (
     PretrainingObjective,
@@ -32,7 +32,6 @@ from speechssl.objectives.common import (
     in_fp32,
     join_masks,
     light_decoder,
-    pad_rows,
     spread,
 )
 from speechssl.rng import generator as make_generator

@@ -55,6 +55,13 @@ def open_manifest(path: str | list[str]) -> Manifest | ManifestSet:
     return manifest
 
 
+def tune(device: str, precision: str) -> None:
+    """Torch's settings for training: a CPU's own (`cpu.tune`); on a GPU, TF32 for what stays in fp32 in a bf16 run."""
+    cpu.tune(device)
+    if device == "cuda" and precision == "bf16":
+        torch.set_float32_matmul_precision("high")
+
+
 def build_loader(
     config: DictConfig,
     manifest: Manifest | ManifestSet,
@@ -116,9 +123,7 @@ def build_trainer(
     """Everything that a run needs, from its config and the parts that differ between the verbs."""
     options = plain(config.trainer)
     options["device"] = device = choose_device(options["device"])
-    cpu.tune(device)
-    if device == "cuda" and options["precision"] == "bf16":
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    tune(device, options["precision"])
     if options.pop("deterministic"):
         make_deterministic()
     world = distributed.join(device)
