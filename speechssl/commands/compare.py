@@ -88,6 +88,7 @@ def _without_text(train: Manifest | ManifestSet, folder: Path) -> str:
 def _contender(text: str) -> Contender:
     """`NAME key=value ...`, the keys those of the objective, or `optim.` and one of the optimiser's."""
     name, *settings = text.split()
+    settings = [setting.removeprefix("objective.") for setting in settings]
     known = options("objective", configs=config_dir())
     if name not in known:
         raise UserError(f"objectives= has {name!r}: did you mean {nearest(name, known)}? (they are {', '.join(known)})")
