@@ -3,6 +3,8 @@
     python recipes/benchmark/fp8.py data.train=train.jsonl data.valid=valid.jsonl run_dir=runs/fp8 model=base
 
 Takes what `speechssl pretrain` takes, and is compared with it at trainer.precision=bf16: all else is as there.
+It is one process, since others would be started without FP8; for the same reason a run that was interrupted goes on by
+this command, not by the one that it names.
 A GPU needs compute capability 8.9 (Ada, Hopper) or newer; a CPU computes the same numbers slowly, unless it has FP8.
 """
 
@@ -37,7 +39,7 @@ class Product(torch.autograd.Function):
         x, x_scale, weight, weight_scale = ctx.saved_tensors
         gradient, scale = _scaled(gradient, BACKWARD)
         into_x = _multiply((gradient, scale), (weight.T, weight_scale))
-        return into_x, _multiply((gradient.T, scale), (x.T, x_scale)).float()
+        return into_x, _multiply((gradient.T, scale), (x.T, x_scale))
 
 
 def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -70,4 +72,4 @@ def build(*arguments, **options) -> Encoder:
 
 if __name__ == "__main__":
     pretrain.Encoder = build
-    sys.exit(main(["pretrain", *sys.argv[1:], "trainer.precision=bf16"]))
+    sys.exit(main(["pretrain", *sys.argv[1:], "trainer.precision=bf16", "trainer.devices=1"]))

@@ -127,8 +127,8 @@ def test_mistakes_are_one_sentence(speechssl, write_corpus, tmp_path):
     shared += [f"data.labelled=[{train}]", f"out={tmp_path / 'out'}"]
     assert "did you mean hubert?" in speechssl("compare", "objectives=[huber]", *shared).sentence
     assert "did you mean semi?" in speechssl("compare", "finetunings=[semj]", *shared).sentence
-    for twice in ("[hubert,hubert]", "['hubert num_clusters=4','hubert objective.num_clusters=4']"):
-        assert "names one twice" in speechssl("compare", f"objectives={twice}", *shared).sentence
+    for same in ("[hubert,hubert]", "['hubert num_clusters=4','hubert objective.num_clusters=4']"):
+        assert "names one twice" in speechssl("compare", f"objectives={same}", *shared).sentence
     twice = f"data.labelled=[{train},{tmp_path / 'elsewhere' / train.name}]"
     assert "two files of one name" in speechssl("compare", *shared, twice).sentence
 
